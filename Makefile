@@ -1,0 +1,56 @@
+# make demo   everything, from an empty machine to the comparison of four mixtures
+# make test   lint, types, tests
+# make setup  only the virtual environment
+# make demo DEMO=small   the same pipeline with the parameters of presets/small.yaml
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+DEMO ?=
+
+# `python`, `torchrun`, `dvc` and `npm` in the pipeline's commands are those of the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A run is reproduced on this machine; nothing is reported anywhere.
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: demo test setup check data lint types clean
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(READY)
+
+data: $(READY)
+	$(BIN)/python -m clip_mixtures sample --out data
+
+check: $(READY)
+	$(BIN)/python stages/check.py --data
+
+demo: $(READY)
+	@start=$$(date +%s) && set -e && \
+	$(BIN)/python -m clip_mixtures sample --out data && \
+	if [ -n "$(DEMO)" ]; then $(BIN)/python -m clip_mixtures preset $(DEMO); fi && \
+	$(BIN)/python stages/check.py --data && \
+	$(BIN)/dvc repro && \
+	echo && cat metrics/comparison.md && \
+	echo "report: $(CURDIR)/report/index.html" && \
+	echo "make demo: $$(( $$(date +%s) - start )) s"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+test: lint types
+	@start=$$(date +%s); $(BIN)/python -m pytest; status=$$?; \
+	echo "make test: tests took $$(( $$(date +%s) - start )) s"; exit $$status
+
+clean:
+	rm -rf build report scratch dvc_plots

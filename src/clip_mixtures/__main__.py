@@ -1,0 +1,74 @@
+"""Command line of clip-mixtures.
+
+python -m clip_mixtures sample --out data      build the sample corpus (real images, half a minute)
+python -m clip_mixtures preset small           write a preset into params.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from clip_mixtures.errors import UserError, reports_user_errors
+
+DEFAULT_PACKAGES = Path("scratch/icon-packages")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from clip_mixtures.corpora import emoji
+
+    if not args.force and emoji.verify_sample(args.out):
+        print(f"{args.out}: the sample corpus is there and whole")
+        return
+    if args.force and args.out.exists() and not (args.out / emoji.MANIFEST).is_file():
+        raise UserError(f"{args.out}: no {emoji.MANIFEST} in it, so --force does not replace it")
+    packages = emoji.fetch_packages(args.packages)
+    emoji.build_sample(args.out, packages, args.workers)
+    print(f"{args.out}: sample corpus built, fingerprint {emoji.sample_fingerprint(args.out)[:16]}")
+
+
+def _preset(args: argparse.Namespace) -> None:
+    from clip_mixtures.presets import apply_preset
+
+    changed = apply_preset(args.folder / f"{args.name}.yaml", args.params)
+    print(f"{args.params}: preset {args.name} sets {', '.join(changed) or 'nothing new'}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line parser."""
+    top = argparse.ArgumentParser(
+        prog="python -m clip_mixtures", description=__doc__.splitlines()[0]
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+
+    sample = commands.add_parser("sample", help="build the sample corpus of real images")
+    sample.add_argument(
+        "--out", type=Path, default=Path("data"), help="folder to make (%(default)s)"
+    )
+    sample.add_argument(
+        "--packages",
+        type=Path,
+        default=DEFAULT_PACKAGES,
+        help="where the icon packages are kept or fetched to (%(default)s)",
+    )
+    sample.add_argument("--workers", type=int, help="processes to draw with (all cores)")
+    sample.add_argument("--force", action="store_true", help="replace a sample that is there")
+    sample.set_defaults(run=_sample)
+
+    preset = commands.add_parser("preset", help="write a preset into params.yaml")
+    preset.add_argument("name", help="name of a file in the presets folder, without .yaml")
+    preset.add_argument("--params", type=Path, default=Path("params.yaml"))
+    preset.add_argument("--folder", type=Path, default=Path("presets"))
+    preset.set_defaults(run=_preset)
+    return top
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> None:
+    """Run one command."""
+    args = parser().parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From predictions to accuracies, and from accuracies to statements with an uncertainty."""

@@ -1,0 +1,99 @@
+"""Zero-shot classification with a prompt ensemble (Radford et al. 2021, section 3.1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from torch.nn.functional import normalize
+
+from clip_mixtures.training.models import ClipModel, normalise, to_pixels
+
+Template = str | Callable[[str], str]
+
+# The published prompts are open_clip's 80 and these: the domains that the 80 do not know.
+DOMAIN_TEMPLATES = tuple(
+    f"a {domain} of {article} {{}}."
+    for domain in ("clipart", "infograph", "quickdraw")
+    for article in ("the", "a")
+)
+TEXT_BATCH = 4096
+IMAGE_BATCH = 512
+
+
+def published_templates() -> list[Template]:
+    """Return the 86 published prompt templates in published order."""
+    return [*open_clip.OPENAI_IMAGENET_TEMPLATES, *DOMAIN_TEMPLATES]
+
+
+def fill(template: Template, class_name: str) -> str:
+    """Put a class name into a template."""
+    return template.format(class_name) if isinstance(template, str) else template(class_name)
+
+
+@torch.inference_mode()
+def text_classifier(
+    model: Any,
+    tokenizer: Callable[[list[str]], torch.Tensor],
+    class_names: Sequence[str],
+    templates: Sequence[Template],
+) -> torch.Tensor:
+    """Average the normalised text features of all prompts of a class, and normalise again.
+
+    Args:
+        model: with ``encode_text``: (B, context length) int64 to (B, D).
+        tokenizer: texts to (B, context length) int64.
+        class_names: C names.
+        templates: T templates; "{}" or the argument stands for the name.
+
+    Returns:
+        (C, D) unit rows, in the model's dtype and on its device.
+
+    Raises:
+        ValueError: without a class or a template.
+    """
+    if not class_names or not templates:
+        raise ValueError(f"{len(class_names)} classes and {len(templates)} templates: need both")
+    prompts = [fill(template, name) for name in class_names for template in templates]
+    device = _device(model)
+    features = [
+        normalize(
+            model.encode_text(tokenizer(prompts[start : start + TEXT_BATCH]).to(device)), dim=-1
+        )
+        for start in range(0, len(prompts), TEXT_BATCH)
+    ]
+    per_class = torch.cat(features).view(len(class_names), len(templates), -1)
+    return normalize(per_class.mean(dim=1), dim=-1)
+
+
+@torch.inference_mode()
+def predict(
+    model: ClipModel, images: npt.NDArray[np.uint8], classifier: torch.Tensor
+) -> npt.NDArray[np.int64]:
+    """Return the class whose text is nearest in angle to each image.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, S, S, 3) uint8, packed at the model's size.
+        classifier: (C, D) unit rows.
+
+    Returns:
+        (N,) int64 in 0..C-1.
+    """
+    predictions = []
+    for start in range(0, len(images), IMAGE_BATCH):
+        batch = torch.from_numpy(np.array(images[start : start + IMAGE_BATCH])).to(
+            classifier.device
+        )
+        features = normalize(model.network.encode_image(normalise(to_pixels(batch), model)), dim=-1)  # type: ignore[operator]
+        predictions.append((features @ classifier.T).argmax(dim=1).cpu())
+    return torch.cat(predictions).numpy()
+
+
+def _device(model: Any) -> torch.device:
+    parameter = next(model.parameters(), None) if hasattr(model, "parameters") else None
+    return parameter.device if parameter is not None else torch.device("cpu")

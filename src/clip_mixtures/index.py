@@ -1,0 +1,146 @@
+"""The index: one row an image, one schema, checked whenever a file is written or read.
+
+An index names every image of a corpus once and says where its bytes are, so that everything after
+it (mixtures, training, evaluation) handles row numbers and never walks a directory again. It is
+Parquet rather than a tab-separated text because free captions contain quotes, tabs and the words
+``NA`` and ``None``, and text readers turn those into lost rows without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_mixtures.errors import UserError
+from clip_mixtures.files import replacing
+
+SPLITS = ("train", "test")
+
+SCHEMA = pa.schema(
+    [
+        # Relative to the corpus root, in the published naming: sketch/lion/sketch_174_000001.jpg
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        # Null in a base set, whose images carry free text instead of a label.
+        pa.field("class_id", pa.int32()),
+        pa.field("class_name", pa.string()),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("aligned_caption", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+        # Relative to the corpus root; null when the image is a file of its own.
+        pa.field("archive", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        # "deflate" for a compressed zip member, null when the bytes lie there as they are.
+        pa.field("compression", pa.string()),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """A corpus' rows and the folder that their paths and archives are relative to.
+
+    Attributes:
+        frame: one row an image, the columns of :data:`SCHEMA`, row numbers 0..n-1.
+        root: the corpus root.
+    """
+
+    frame: pd.DataFrame
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def class_names(self) -> list[str]:
+        """Return the class names by class id, 0..C-1.
+
+        Raises:
+            ValueError: when an id has no name or two.
+        """
+        pairs = self.frame[["class_id", "class_name"]].dropna().drop_duplicates()
+        pairs = pairs.sort_values("class_id")
+        ids = [int(number) for number in pairs["class_id"]]
+        if ids != list(range(len(ids))):
+            raise ValueError(f"class ids are not 0..{len(ids) - 1}, each with one name")
+        return [str(name) for name in pairs["class_name"]]
+
+    def domains(self) -> list[str]:
+        """Return the domains in order of first appearance."""
+        return [str(domain) for domain in self.frame["domain"].unique()]
+
+
+def check(frame: pd.DataFrame, where: str = "index") -> pa.Table:
+    """Return ``frame`` as a table of :data:`SCHEMA`.
+
+    Raises:
+        UserError: for a missing or unknown column, a wrong type, a null where none may be, a path
+            listed twice, an unknown split or an incomplete place in an archive.
+    """
+    missing = [name for name in SCHEMA.names if name not in frame.columns]
+    extra = [str(name) for name in frame.columns if name not in SCHEMA.names]
+    if missing or extra:
+        raise UserError(f"{where}: columns missing {missing}, not in the schema {extra}")
+    try:
+        table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"{where}: a column does not fit the schema: {error}") from error
+    for field in SCHEMA:
+        if not field.nullable and table.column(field.name).null_count:
+            raise UserError(f"{where}: column {field.name!r} has empty entries")
+    for problem, rows in _problems(frame):
+        if rows.any():
+            first = frame.loc[rows, "path"].iloc[0]
+            raise UserError(f"{where}: {int(rows.sum())} rows with {problem}, first {first!r}")
+    return table
+
+
+def _problems(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    yield "a path that is listed twice", frame["path"].duplicated()
+    yield f"a split other than {' or '.join(SPLITS)}", ~frame["split"].isin(SPLITS)
+    yield "a class id without a name", frame["class_id"].notna() & frame["class_name"].isna()
+    inside = frame["archive"].notna()
+    placed = frame["offset"].notna() & frame["length"].notna()
+    yield "an archive but no offset and length, or the reverse", inside != placed
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write an index as zstd-compressed Parquet, atomically, with its root in the metadata.
+
+    Raises:
+        UserError: when the rows do not fit the schema.
+    """
+    table = check(index.frame, str(path))
+    table = table.replace_schema_metadata({"root": index.root.as_posix()})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_index(path: Path, root: Path | None = None) -> Index:
+    """Read an index.
+
+    Args:
+        path: the Parquet file.
+        root: where the corpus lies now, when it is not where it was indexed.
+
+    Raises:
+        UserError: when the file is absent, is no index, or breaks the schema.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such index; `dvc repro corpus` builds it")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+    metadata = table.schema.metadata or {}
+    if b"root" not in metadata and root is None:
+        raise UserError(f"{path}: no corpus root in the metadata; is it an index?")
+    frame = table.to_pandas()
+    check(frame, str(path))
+    return Index(frame, root or Path(metadata[b"root"].decode()))

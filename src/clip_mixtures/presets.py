@@ -1,0 +1,71 @@
+"""Presets: partial parameter files that are written into a params.yaml, keeping its comments."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from clip_mixtures.errors import UserError, unknown
+from clip_mixtures.files import atomic_write_text
+
+
+def apply_preset(preset: Path, params: Path) -> list[str]:
+    """Write the values of a preset into a parameter file.
+
+    Args:
+        preset: YAML with any of the keys of ``params``.
+        params: the file to change, replaced atomically.
+
+    Returns:
+        The dotted keys that changed.
+
+    Raises:
+        UserError: when a file is absent or no YAML, or the preset has a key that ``params`` lacks.
+    """
+    if not preset.is_file():
+        names = sorted(path.stem for path in preset.parent.glob("*.yaml"))
+        raise unknown("preset", preset.stem, names, str(preset.parent))
+    yaml = YAML()
+    # Long lists of classes stay as they were folded.
+    yaml.width = 100
+    wanted, current = _load(yaml, preset), _load(yaml, params)
+    changed = _merge(wanted, current, str(preset), prefix="")
+    if changed:
+        text = io.StringIO()
+        yaml.dump(current, text)
+        atomic_write_text(params, text.getvalue())
+    return changed
+
+
+def _load(yaml: YAML, path: Path) -> MutableMapping[str, Any]:
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(value, MutableMapping):
+        raise UserError(f"{path}: holds no keys")
+    return value
+
+
+def _merge(
+    wanted: Mapping[str, Any], current: MutableMapping[str, Any], where: str, prefix: str
+) -> list[str]:
+    changed = []
+    for key, value in wanted.items():
+        name = f"{prefix}{key}"
+        # New mixtures and models may come with a preset; anything else must be known.
+        if key not in current and prefix not in ("mixtures.", "models."):
+            raise unknown("key", name, [f"{prefix}{known}" for known in current], where)
+        if isinstance(value, Mapping) and isinstance(current.get(key), MutableMapping):
+            changed += _merge(value, current[key], where, f"{name}.")
+        elif current.get(key) != value:
+            current[key] = value
+            changed.append(name)
+    return changed

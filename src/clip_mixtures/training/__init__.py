@@ -1,0 +1,1 @@
+"""Training of CLIP on a mixture: data, loop, checkpoints."""

@@ -1,0 +1,112 @@
+"""A mixture as tensors: packed images in a memory map, captions as token ids.
+
+Images are decoded once per run into one file of uint8 pixels; from then on a batch is a gather.
+The file lives in scratch space and is shared by the processes of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from clip_mixtures.files import replacing
+from clip_mixtures.images import pack
+from clip_mixtures.index import Index
+
+_TOKENIZER_CHUNK = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSet:
+    """Image-text pairs.
+
+    Attributes:
+        images: (N, S, S, 3) uint8, possibly a memory map.
+        tokens: (N, context length) int32.
+    """
+
+    images: npt.NDArray[np.uint8]
+    tokens: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gather rows: images (B, S, S, 3) uint8 and tokens (B, context length) int64."""
+        return torch.from_numpy(self.images[rows.numpy()]), self.tokens[rows].long()
+
+
+def pack_rows(
+    parts: Sequence[tuple[Index, npt.NDArray[np.int64]]], size: int, path: Path, write: bool
+) -> npt.NDArray[np.uint8]:
+    """Pack the chosen rows of several indices into one memory map and open it.
+
+    Args:
+        parts: an index and the row numbers taken from it, in training order.
+        size: side of the images in pixels.
+        path: the file to make; one that is there is used as it is, since it appears only whole.
+        write: whether this process makes it; the others come after.
+
+    Returns:
+        (N, size, size, 3) uint8, read-only.
+
+    Raises:
+        UserError: for the first image that cannot be read.
+    """
+    count = sum(len(rows) for _, rows in parts)
+    shape = (count, size, size, 3)
+    if write and not path.is_file():
+        with replacing(path) as temporary:
+            pixels = np.memmap(temporary, dtype=np.uint8, mode="w+", shape=shape)
+            start = 0
+            for index, rows in parts:
+                pack(
+                    index.frame.iloc[rows],
+                    index.root,
+                    size,
+                    out=pixels[start : start + len(rows)],
+                    progress=f"decoding {index.root.name}",
+                )
+                start += len(rows)
+            pixels.flush()
+    return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+
+
+def tokenize(
+    captions: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]
+) -> torch.Tensor:
+    """Turn captions into (N, context length) int32 token ids, a chunk at a time."""
+    chunks = [
+        tokenizer(list(captions[start : start + _TOKENIZER_CHUNK])).int()
+        for start in range(0, len(captions), _TOKENIZER_CHUNK)
+    ]
+    return torch.cat(chunks)
+
+
+def captions_of(frame: pd.DataFrame, kind: str) -> list[str]:
+    """Return the captions of index rows; "aligned" falls back to the only caption of a base set."""
+    if kind == "aligned":
+        return [str(text) for text in frame["aligned_caption"].fillna(frame["caption"])]
+    return [str(text) for text in frame["caption"]]
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that stand for the text of ``parts``."""
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def source_hash(package: Path) -> str:
+    """Return a hash over the source files of a package, so that no run continues another code's."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.suffix in (".py", ".json"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

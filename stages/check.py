@@ -1,0 +1,71 @@
+"""Check params.yaml, dvc.yaml and data/ before any work starts.
+
+python stages/check.py          parameters, and that the processes can share the batch
+python stages/check.py --data   also that data/ is what data.dvc pins
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+from cells import check_cells
+from clip_mixtures.corpora.captions import class_name_of
+from clip_mixtures.corpora.domainnet import read_lists
+from clip_mixtures.errors import UserError, reports_user_errors
+from clip_mixtures.training.config import per_process_batch
+from experiment import Experiment, load_experiment
+
+
+@reports_user_errors
+def main() -> None:
+    """Exit with status 2 and one line when something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", action="store_true", help="compare data/ with data.dvc as well")
+    args = parser.parse_args()
+    experiment = load_experiment()
+    _check_processes(experiment)
+    check_cells(experiment)
+    if args.data:
+        _check_data(experiment)
+        load_experiment(class_names=_class_names(experiment))
+
+
+def _check_processes(experiment: Experiment) -> None:
+    value = os.environ.get("NPROC", "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"NPROC: is {value!r}; allowed: a number of processes from 1")
+    per_process_batch(experiment.train.global_batch_size, int(value))
+
+
+def _check_data(experiment: Experiment) -> None:
+    root = experiment.corpus.domains_root.parent
+    if not root.is_dir():
+        raise UserError(
+            f"{root}/: absent; build the sample with `python -m clip_mixtures sample --out {root}` "
+            "(or `make demo`), or fetch your own with `dvc pull`"
+        )
+    command = [sys.executable, "-m", "dvc", "data", "status", "--json"]
+    status = subprocess.run(command, capture_output=True, text=True, check=False)
+    if status.returncode:
+        raise UserError(f"dvc data status failed: {status.stderr.strip().splitlines()[-1]}")
+    changes = json.loads(status.stdout or "{}").get("uncommitted", {})
+    changed = [path for kind in ("added", "modified", "deleted") for path in changes.get(kind, [])]
+    if any(path.rstrip("/").split("/")[0] == root.name for path in changed):
+        raise UserError(
+            f"{root}/: differs from what data.dvc pins. If that is meant, `dvc add {root}`; "
+            "if not, `dvc checkout` or `python -m clip_mixtures sample --force` brings it back"
+        )
+
+
+def _class_names(experiment: Experiment) -> list[str]:
+    lists = read_lists(experiment.corpus.domains_root, experiment.corpus.domains)
+    paths = (line.rsplit(" ", 1)[0] for lines in lists.values() for line in lines)
+    return sorted({class_name_of(path) for path in paths})
+
+
+if __name__ == "__main__":
+    main()

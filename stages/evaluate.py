@@ -1,0 +1,68 @@
+"""Evaluate every checkpoint of one run zero-shot on all test images.
+
+python stages/evaluate.py --mixture cg-low --model sample-rn --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from clip_mixtures.errors import reports_user_errors
+from clip_mixtures.evaluation.cell import history_of, predict_checkpoints
+from clip_mixtures.files import atomic_write_json, replacing
+from clip_mixtures.images import pack
+from clip_mixtures.index import read_index
+from clip_mixtures.training.checkpoints import list_checkpoints
+from clip_mixtures.training.models import create_clip
+from experiment import BUILD, INDEX, Cell, load_experiment
+
+
+@reports_user_errors
+def main() -> None:
+    """Write build/evaluation/<run>/predictions.parquet and metrics.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mixture", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    args = parser.parse_args()
+    domains = read_index(INDEX / "domains.parquet")
+    class_names = domains.class_names()
+    experiment = load_experiment(class_names=class_names)
+    mixture = experiment.mixture(args.mixture)
+    cell = Cell(args.mixture, args.model, args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = create_clip(experiment.architecture(args.model), device)
+    test = domains.frame[domains.frame["split"] == "test"]
+    images = pack(test, domains.root, model.image_size, progress="decoding test images")
+    checkpoints = list_checkpoints(BUILD / "runs" / cell.run / "checkpoints")
+    predictions = predict_checkpoints(model, checkpoints, images, test, class_names)
+    held_out = [class_names.index(name) for name in mixture.held_out]
+    history = history_of(
+        predictions, held_out, experiment.bootstrap_resamples, experiment.bootstrap_seed
+    )
+    out = BUILD / "evaluation" / cell.run
+    with replacing(out / "predictions.parquet") as temporary:
+        predictions.to_parquet(temporary, compression="zstd", index=False)
+    atomic_write_json(
+        out / "metrics.json",
+        {
+            "run": cell.run,
+            "mixture": cell.mixture,
+            "model": cell.model,
+            "seed": cell.seed,
+            "test_domain": mixture.test_domain,
+            "classes": len(class_names),
+            "checkpoints": history,
+        },
+    )
+    last = history[-1]["accuracies"][mixture.test_domain]["held_out"]["balanced"]
+    print(
+        f"{cell.run}: held-out {mixture.test_domain} {100 * last['estimate']:.1f} % "
+        f"[{100 * last['low']:.1f}, {100 * last['high']:.1f}]"
+    )
+
+
+if __name__ == "__main__":
+    main()
