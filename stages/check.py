@@ -12,12 +12,12 @@ import os
 import subprocess
 import sys
 
-from cells import check_cells
 from clip_mixtures.corpora.captions import class_name_of
 from clip_mixtures.corpora.domainnet import read_lists
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.training.config import per_process_batch
 from experiment import Experiment, load_experiment
+from sync import check_pipeline
 
 
 @reports_user_errors
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     experiment = load_experiment()
     _check_processes(experiment)
-    check_cells(experiment)
+    check_pipeline(experiment)
     if args.data:
         _check_data(experiment)
         load_experiment(class_names=_class_names(experiment))

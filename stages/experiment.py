@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.mixtures.spec import Mixture, mixture_from_params
+from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import TrainConfig, train_config_from_params
 
 PARAMS = Path("params.yaml")
@@ -154,6 +155,9 @@ def _corpus(params: Mapping[str, Any]) -> Corpus:
     domains = params["domains"]
     if not isinstance(domains, list) or len(set(domains)) != len(domains) or len(domains) < 2:
         raise UserError(f"corpus.domains: is {domains!r}, not a list of two or more domains")
+    for key in ("domains_root", "base_captions", "base_images"):
+        if not isinstance(params[key], str):
+            raise UserError(f"corpus.{key}: is {params[key]!r}, not a path")
     return Corpus(
         domains_root=Path(params["domains_root"]),
         domains=tuple(domains),
@@ -170,7 +174,7 @@ def _checked_key(key: Any, section: str) -> str:
 
 def _architecture(key: str, params: Any) -> str:
     _only(_mapping(params, f"models.{key}"), ("architecture",), f"models.{key}")
-    return str(params["architecture"])
+    return check_architecture(params["architecture"], f"models.{key}.architecture")
 
 
 def _integer(params: Mapping[str, Any], name: str, where: str, minimum: int = 0) -> int:

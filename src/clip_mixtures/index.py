@@ -9,8 +9,9 @@ Parquet rather than a tab-separated text because free captions contain quotes, t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -74,6 +75,11 @@ class Index:
     def domains(self) -> list[str]:
         """Return the domains in order of first appearance."""
         return [str(domain) for domain in self.frame["domain"].unique()]
+
+
+def nullable_integers(values: Sequence[int | None]) -> Any:
+    """Return a 64-bit integer column in which None is a null and no number becomes a float."""
+    return pd.array(list(values), dtype="Int64")
 
 
 def check(frame: pd.DataFrame, where: str = "index") -> pa.Table:

@@ -19,7 +19,7 @@ from clip_mixtures.corpora.captions import (
     published_captions,
 )
 from clip_mixtures.errors import UserError
-from clip_mixtures.index import SCHEMA, Index
+from clip_mixtures.index import SCHEMA, Index, nullable_integers
 
 CORPUS = "domainnet"
 
@@ -127,10 +127,14 @@ def _locate(root: Path, domains: Sequence[str], paths: pd.Series) -> dict[str, t
 
 
 def _with_places(frame: pd.DataFrame, places: dict[str, tuple[str, Member]]) -> pd.DataFrame:
-    found = [places.get(path) for path in frame["path"]]
-    return frame.assign(
-        archive=[place and place[0] for place in found],
-        offset=pd.array([place and place[1].offset for place in found], dtype="Int64"),
-        length=pd.array([place and place[1].length for place in found], dtype="Int64"),
-        compression=[place and place[1].compression for place in found],
-    )[SCHEMA.names]
+    # An image that is a file of its own has no place in an archive.
+    found = [places.get(path, (None, None)) for path in frame["path"]]
+    placed = frame.assign(
+        archive=pd.Series([archive for archive, _ in found], dtype=object),
+        offset=nullable_integers([member.offset if member else None for _, member in found]),
+        length=nullable_integers([member.length if member else None for _, member in found]),
+        compression=pd.Series(
+            [member.compression if member else None for _, member in found], dtype=object
+        ),
+    )
+    return pd.DataFrame(placed[SCHEMA.names])

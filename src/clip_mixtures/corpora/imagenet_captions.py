@@ -17,7 +17,7 @@ import pandas as pd
 
 from clip_mixtures.archives import Member, list_members
 from clip_mixtures.errors import UserError
-from clip_mixtures.index import SCHEMA, Index
+from clip_mixtures.index import SCHEMA, Index, nullable_integers
 
 CORPUS = "base"
 DOMAIN = "base"
@@ -100,16 +100,12 @@ def index_imagenet_captions(
             "aligned_caption": None,
             "split": [split for _, _, split in rows],
             "archive": images.name if archived else None,
-            "offset": _integers([m.offset if archived else None for m, _, _ in rows]),
-            "length": _integers([m.length if archived else None for m, _, _ in rows]),
+            "offset": nullable_integers([m.offset if archived else None for m, _, _ in rows]),
+            "length": nullable_integers([m.length if archived else None for m, _, _ in rows]),
             "compression": [member.compression for member, _, _ in rows],
         }
     )[SCHEMA.names]
     return BaseIndex(Index(frame, root), len(entries) - len(rows))
-
-
-def _integers(values: list[int | None]) -> Any:
-    return pd.array(values, dtype="Int64")
 
 
 def _read_entries(captions: Path) -> list[dict[str, Any]]:

@@ -75,12 +75,12 @@ def _over(rgba: Pixels, ground: Integers | np.int64) -> Pixels:
     image = rgba.astype(np.int64)
     alpha = image[..., 3:]
     mixed = (image[..., :3] * alpha + ground * (255 - alpha) + 127) // 255
-    return mixed.astype(np.uint8)
+    return np.asarray(mixed, dtype=np.uint8)
 
 
 def _ink(rgba: Pixels) -> Pixels:
     """Keep how much of each pixel is covered: black lines on white, (H, W)."""
-    return (WHITE - rgba[..., 3]).astype(np.uint8)
+    return np.asarray(WHITE - rgba[..., 3], dtype=np.uint8)
 
 
 def _quickdraw(document: str, icon_set: str, size: int) -> Pixels:
@@ -88,7 +88,7 @@ def _quickdraw(document: str, icon_set: str, size: int) -> Pixels:
         return _ink(rasterise(document, size))
     solid = rasterise(document, 2 * size)[..., 3] > _SOLID
     covered = solid.reshape(size, 2, size, 2).sum(axis=(1, 3), dtype=np.int64)
-    return (WHITE - covered * 255 // 4).astype(np.uint8)
+    return np.asarray(WHITE - covered * 255 // 4, dtype=np.uint8)
 
 
 def _ground(stream: np.random.RandomState, size: int, spread: int) -> Integers:
@@ -121,7 +121,8 @@ def _real(document: str, size: int, stream: np.random.RandomState) -> Pixels:
             shadow = (np.roll(shadow, 1, axis) + 2 * shadow + np.roll(shadow, -1, axis)) // 4
     lit = ground * (510 - shadow[..., None]) // 510
     grain = stream.randint(-6, 7, (size, size, 1))
-    return np.clip(_over(canvas, lit).astype(np.int64) + grain, 0, 255).astype(np.uint8)
+    grained = np.clip(_over(canvas, lit).astype(np.int64) + grain, 0, 255)
+    return np.asarray(grained, dtype=np.uint8)
 
 
 def _painting(document: str, size: int, stream: np.random.RandomState) -> Pixels:
@@ -139,7 +140,7 @@ def _painting(document: str, size: int, stream: np.random.RandomState) -> Pixels
     image = _kuwahara(_kuwahara(np.clip(image, 0, 255), 4), 2)
     image = image * 9 // 10 + np.array([18, 12, 4])
     small = image.reshape(size, 2, size, 2, 3).sum(axis=(1, 3)) // 4
-    return np.clip(small, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(small, 0, 255), dtype=np.uint8)
 
 
 def _blocks(

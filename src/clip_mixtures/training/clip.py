@@ -172,7 +172,7 @@ class _Trainer:
             rank=processes.rank,
             world_size=processes.world_size,
         )
-        self.logit_scale: torch.Tensor = model.network.logit_scale
+        self.logit_scale = model.network.get_parameter("logit_scale")
         self.network = model.network
         if processes.world_size > 1:
             self.network = DistributedDataParallel(model.network)

@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import open_clip
 import torch
 
-from clip_mixtures.errors import unknown
-
-_CONFIGS = Path(__file__).parent / "model_configs"
+from clip_mixtures.training.architectures import (
+    OWN_CONFIGS,
+    check_architecture,
+    own_architectures,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +46,9 @@ def create_clip(architecture: str, device: torch.device | None = None) -> ClipMo
     Raises:
         UserError: for an unknown architecture.
     """
-    known = open_clip.list_models()
-    if not set(own_architectures()) <= set(known):
-        open_clip.add_model_config(_CONFIGS)
-        known = open_clip.list_models()
-    if architecture not in known:
-        raise unknown(
-            "architecture",
-            architecture,
-            [*own_architectures(), *known],
-            "models.<key>.architecture",
-        )
+    check_architecture(architecture, "models.<key>.architecture")
+    if architecture in own_architectures():
+        open_clip.add_model_config(OWN_CONFIGS)
     with _without_warnings():
         network = open_clip.create_model(architecture, precision="fp32", pretrained=None)
     network = network.to(device or torch.device("cpu"), memory_format=torch.channels_last)
@@ -78,11 +71,6 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def own_architectures() -> list[str]:
-    """Return the names of the models that this project adds to open_clip's."""
-    return sorted(path.stem for path in _CONFIGS.glob("*.json"))
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
