@@ -1,6 +1,7 @@
 """Command line of clip-mixtures.
 
 python -m clip_mixtures sample --out data      build the sample corpus (real images, half a minute)
+python -m clip_mixtures contact-sheet          draw some images of every domain
 python -m clip_mixtures preset small           write a preset into params.yaml
 """
 
@@ -25,6 +26,20 @@ def _sample(args: argparse.Namespace) -> None:
     packages = emoji.fetch_packages(args.packages)
     emoji.build_sample(args.out, packages, args.workers)
     print(f"{args.out}: sample corpus built, fingerprint {emoji.sample_fingerprint(args.out)[:16]}")
+
+
+def _contact_sheet(args: argparse.Namespace) -> None:
+    from clip_mixtures.index import read_index
+    from clip_mixtures.report.contact_sheet import write_contact_sheet
+
+    index = read_index(args.index)
+    names = index.class_names()
+    step = max(len(names) // args.rows, 1)
+    classes = args.classes or names[::step][: args.rows]
+    write_contact_sheet(index, classes, args.out, each=args.each)
+    print(
+        f"{args.out}: {', '.join(classes)}; domains {', '.join(index.domains())}, train then test"
+    )
 
 
 def _preset(args: argparse.Namespace) -> None:
@@ -54,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--workers", type=int, help="processes to draw with (all cores)")
     sample.add_argument("--force", action="store_true", help="replace a sample that is there")
     sample.set_defaults(run=_sample)
+
+    sheet = commands.add_parser("contact-sheet", help="draw images of each domain, to look at them")
+    sheet.add_argument("--index", type=Path, default=Path("build/index/domains.parquet"))
+    sheet.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="PNG to write")
+    sheet.add_argument("--classes", nargs="+", metavar="NAME", help="class names (evenly chosen)")
+    sheet.add_argument("--rows", type=int, default=8, help="how many classes to choose")
+    sheet.add_argument("--each", type=int, default=1, help="images of each split")
+    sheet.set_defaults(run=_contact_sheet)
 
     preset = commands.add_parser("preset", help="write a preset into params.yaml")
     preset.add_argument("name", help="name of a file in the presets folder, without .yaml")

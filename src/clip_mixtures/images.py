@@ -35,7 +35,7 @@ class ImageReader:
         Raises:
             UserError: when the file or archive is absent or ends too early.
         """
-        if row.archive is None or row.archive is pd.NA:
+        if pd.isna(row.archive):
             path = self._root / str(row.path)
             try:
                 return path.read_bytes()
@@ -64,7 +64,7 @@ class ImageReader:
         try:
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            place = row.archive or self._root
+            place = self._root if pd.isna(row.archive) else self._root / row.archive
             raise UserError(f"{place}: {row.path} is not a readable image ({error})") from error
 
     def close(self) -> None:
@@ -131,9 +131,7 @@ def pack(
         out = np.empty((len(frame), size, size, 3), dtype=np.uint8)
     if out.shape != (len(frame), size, size, 3):
         raise ValueError(f"out has shape {out.shape}, not {(len(frame), size, size, 3)}")
-    # NaN is what pandas makes of a null string in a mixed column; None is what the reader tests.
-    nullable = frame.astype({"archive": object, "compression": object})
-    rows = nullable.where(nullable.notna(), None).itertuples(index=False)
+    rows = frame.itertuples(index=False)
     with ImageReader(root) as reader:
         bar = tqdm(rows, total=len(frame), desc=progress, unit="img", disable=progress is None)
         for position, row in enumerate(bar):

@@ -57,8 +57,10 @@ _ALL_TRAIN = [
 _ALL_TEST = ["noto", "noto-v1", "openmoji"]
 _SHADED = ["emojione", "emojione-v1", "fluent-emoji", "fxemoji"]
 
-# The base set: concepts that are no class, from the two shaded sets that draw most of them.
+# The base set: things that are no class, from the two shaded sets that draw most of them. Faces,
+# flags and signs are left out; they are no more natural images than diagrams are.
 BASE_SETS = ("emojione-v1", "fluent-emoji")
+BASE_CATEGORIES = ("activities", "animals nature", "food drink", "objects", "travel places")
 
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 _FETCH_SECONDS = 600
@@ -332,20 +334,21 @@ def _build_base(folder: Path, sets: dict[str, IconSet], pool: ProcessPoolExecuto
     entries = []
     concepts = sorted(set.intersection(*(set(sets[name].icons) for name in BASE_SETS)) - classes)
     for icon in concepts:
-        category = categories.get(icon, "other")
+        category = categories.get(icon)
+        if category not in BASE_CATEGORIES:
+            continue
         group = category.replace(" ", "_")
         for name in BASE_SETS:
             filename = f"{group}_{icon}_{name}.png"
             drawing = sets[name].icons[icon]
             jobs[group].append(_Job(filename, "real", name, drawing, ("base", icon, name)))
-            tags = [] if category == "other" else [category]
             title = icon.replace("-", " ")
             entries.append(
                 {
                     "filename": filename,
                     "wnid": group,
                     "title": title,
-                    "tags": tags,
+                    "tags": [category],
                     "description": "",
                 }
             )

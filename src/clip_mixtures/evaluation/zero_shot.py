@@ -17,8 +17,8 @@ Template = str | Callable[[str], str]
 
 # The published prompts are open_clip's 80 and these: the domains that the 80 do not know.
 DOMAIN_TEMPLATES = tuple(
-    f"a {domain} of {article} {{}}."
-    for domain in ("clipart", "infograph", "quickdraw")
+    f"{domain} of {article} {{}}."
+    for domain in ("a clipart", "an infograph", "a quickdraw")
     for article in ("the", "a")
 )
 TEXT_BATCH = 4096

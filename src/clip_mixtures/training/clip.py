@@ -33,7 +33,7 @@ from clip_mixtures.training.config import TrainConfig, per_process_batch
 from clip_mixtures.training.data import TrainingSet
 from clip_mixtures.training.models import ClipModel, normalise, to_pixels
 
-CHECKPOINTS, CURVES, FACTS, STATE = "checkpoints", "curves", "training.json", "state.pt"
+CHECKPOINTS, CURVES, STATE = "checkpoints", "curves", "state.pt"
 
 # CLIP's cap on the logit scale, ln 100 (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = math.log(100)
@@ -322,16 +322,3 @@ def _log(live: Live | None, point: dict[str, float]) -> None:
     for name in ("epoch", "loss", "learning_rate", "logit_scale"):
         live.log_metric(name, point[name])
     live.make_summary()
-
-
-def publish(scratch: Path, out: Path) -> None:
-    """Move what a finished run leaves (checkpoints, curves, facts) to its place, all at once."""
-    building = out.with_name(f".{out.name}-publishing")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    for name in (CHECKPOINTS, CURVES, FACTS):
-        # Scratch may be another file system, so this may be a copy.
-        shutil.move(scratch / name, building / name)
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(building, out)

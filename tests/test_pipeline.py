@@ -1,0 +1,215 @@
+"""The pipeline as DVC sees it: what re-runs after which change, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corpora_factory import make_base, make_domainnet
+from ruamel.yaml import YAML
+
+from clip_mixtures.errors import UserError
+from experiment import load_experiment
+from sync import SCRIPTS, check_pipeline, source_files, wanted_deps, write_pipeline
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ["ant", "bee", "cat", "dog"]
+DOMAINS = ["clipart", "real", "sketch"]
+
+
+def test_the_shipped_pipeline_is_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check_pipeline(load_experiment())
+
+
+def test_a_new_seed_is_missed_in_the_comparison_until_the_lists_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    pipeline = tmp_path / "dvc.yaml"
+    shutil.copy(ROOT / "dvc.yaml", pipeline)
+    params = (ROOT / "params.yaml").read_text().replace("seeds: [0]", "seeds: [0, 7]")
+    (tmp_path / "params.yaml").write_text(params)
+    experiment = load_experiment(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=r"'compare'.*-s7.*stages/sync\.py"):
+        check_pipeline(experiment, pipeline)
+    assert write_pipeline(experiment, pipeline) == ["compare"]
+    check_pipeline(experiment, pipeline)
+    assert "# The pipeline" in pipeline.read_text()
+
+
+def test_a_stage_depends_on_what_it_imports_and_on_nothing_else() -> None:
+    training = source_files(ROOT / "stages" / SCRIPTS["train"])
+    # The lists are relative to the top folder, where DVC runs.
+    names = {Path(path).name for path in training}
+    assert {"train_clip.py", "experiment.py", "clip.py", "augmentation.py", "index.py"} <= names
+    assert not {"figures.py", "zero_shot.py", "emoji.py"} & names
+    report = {Path(path).name for path in source_files(ROOT / "stages" / SCRIPTS["compare"])}
+    assert {"figures.py", "tables.py"} <= report
+    assert not {"clip.py", "zero_shot.py"} & report
+
+
+def test_what_is_written_by_hand_stays() -> None:
+    experiment = load_experiment(ROOT / "params.yaml")
+    deps = wanted_deps("train", ["data", "build/index", "stages/gone.py"], experiment)
+    assert deps[:2] == ["data", "build/index"]
+    assert "stages/gone.py" not in deps
+
+
+class Project:
+    """A copy of the pipeline with a corpus so small that a cell trains in seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("stages", "dvc.yaml", "params.yaml"):
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+        # The installed package is the one in src; the copy only serves DVC to hash.
+        shutil.copytree(ROOT / "src", folder / "src")
+        make_domainnet(folder / "data" / "domains", DOMAINS, CLASSES, train=6, test=3, size=16)
+        make_base(folder / "data" / "base")
+        self.edit(
+            run={"mixtures": ["cg-low", "cg-high"]},
+            corpus={"domains": DOMAINS},
+            test={"held_out": ["ant"]},
+            train={"epochs": 2, "global_batch_size": 8, "warmup_steps": 2, "checkpoint_every": 1},
+            evaluate={"bootstrap_resamples": 100},
+        )
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.run("git", "commit", "-q", "--allow-empty", "-m", "start")
+        self.run(sys.executable, "stages/sync.py")
+        self.run("dvc", "add", "-q", "data")
+
+    def edit(self, **sections: dict[str, Any]) -> None:
+        yaml = YAML()
+        path = self.folder / "params.yaml"
+        params = yaml.load(path.read_text())
+        for section, values in sections.items():
+            params[section].update(values)
+        with path.open("w") as file:
+            yaml.dump(params, file)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        tools = str(Path(sys.executable).parent)
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([tools, os.environ["PATH"]]),
+            "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1", "NPROC": "1",
+            "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
+        }  # fmt: skip
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            command, cwd=self.folder, env=self.environment,
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        if check and result.returncode:
+            raise AssertionError(f"{command}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}")
+        return result
+
+    def changed_stages(self) -> set[str]:
+        status = json.loads(self.run("dvc", "status", "--json").stdout)
+        return {name for name, changes in status.items() if changes}
+
+    def checkpoint(self, run: str, epoch: int) -> bytes:
+        folder = self.folder / "build" / "runs" / run / "checkpoints"
+        return (folder / f"epoch_{epoch:03d}.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.run("dvc", "repro")
+    return project
+
+
+def test_one_command_goes_from_archives_to_the_comparison(project: Project) -> None:
+    summary = json.loads((project.folder / "metrics" / "summary.json").read_text())
+    assert [cell["mixture"] for cell in summary] == ["cg-low", "cg-high"]
+    for cell in summary:
+        held_out = cell["accuracies"]["sketch"]["held_out"]["balanced"]
+        assert held_out["low"] <= held_out["estimate"] <= held_out["high"]
+        assert held_out["n"] == 3
+    page = (project.folder / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "cg-low" in (project.folder / "metrics" / "comparison.md").read_text()
+    assert project.changed_stages() == set()
+
+
+def test_nothing_to_do_is_quick_and_says_so(project: Project) -> None:
+    assert "up to date" in project.run("dvc", "repro").stdout
+
+
+def test_an_edit_of_one_mixture_concerns_its_cells_alone(project: Project) -> None:
+    before = (project.folder / "params.yaml").read_text()
+    project.edit(mixtures={"cg-low": {"kind": "cg_low_diversity", "captions": "aligned"}})
+    try:
+        changed = project.changed_stages()
+    finally:
+        (project.folder / "params.yaml").write_text(before)
+    assert "mixture@cg-low" in changed
+    assert "train@cg-low-sample-rn-0" in changed
+    assert not {stage for stage in changed if "cg-high" in stage}
+
+
+def test_a_killed_training_is_finished_by_the_next_repro(project: Project) -> None:
+    run, stage = "cg-low-sample-rn-s0", "train@cg-low-sample-rn-0"
+    whole = project.checkpoint(run, 2)
+    command = ["dvc", "repro", "--force", "--single-item", stage]
+    process = subprocess.Popen(
+        command, cwd=project.folder, env=project.environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    scratch = project.folder / "scratch" / "runs"
+    deadline = time.monotonic() + 120
+    while not list(scratch.glob("*/checkpoints/epoch_000.safetensors")):
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (project.folder / "build" / "runs" / run).exists()
+    project.run("dvc", "repro", "--single-item", stage)
+    assert project.checkpoint(run, 2) == whole
+    assert not list(scratch.iterdir())
+    assert project.changed_stages() == set()
+
+
+def test_changed_data_is_refused_and_named(project: Project) -> None:
+    archive = project.folder / "data" / "domains" / "sketch.zip"
+    whole = archive.read_bytes()
+    archive.unlink()
+    archive.write_bytes(whole[: len(whole) // 2])
+    try:
+        check = project.run(sys.executable, "stages/check.py", "--data", check=False)
+        corpus = project.run(sys.executable, "stages/corpus.py", check=False)
+    finally:
+        archive.unlink()
+        archive.write_bytes(whole)
+    assert check.returncode == 2
+    assert "differs from what data.dvc pins" in check.stderr
+    assert corpus.returncode == 2
+    assert corpus.stderr.startswith("error: data/domains/sketch.zip: damaged or truncated archive")
+    assert corpus.stderr.count("\n") == 1
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_training(
+    project: Project,
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "stages/check.py"], cwd=project.folder, capture_output=True, text=True,
+        env={**project.environment, "NPROC": "3"}, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "train.global_batch_size: 8 cannot be shared by 3 processes" in result.stderr

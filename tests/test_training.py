@@ -1,0 +1,341 @@
+"""Training: the recipe, the same data for any number of processes, and runs that survive a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clip_mixtures.errors import UserError
+from clip_mixtures.training import clip
+from clip_mixtures.training.architectures import known_architectures
+from clip_mixtures.training.augmentation import Augmentation, apply_maps
+from clip_mixtures.training.checkpoints import (
+    checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
+from clip_mixtures.training.config import (
+    TrainConfig,
+    per_process_batch,
+    train_config_from_params,
+)
+from clip_mixtures.training.data import TrainingSet, fingerprint, source_hash, tokenize
+from clip_mixtures.training.models import ClipModel, create_clip, normalise, to_pixels
+
+CONFIG = TrainConfig(
+    epochs=3, global_batch_size=8, learning_rate=1e-3, warmup_steps=2, weight_decay=0.1,
+    beta1=0.9, beta2=0.98, epsilon=1e-8, crop_scale=0.8, flip=True, checkpoint_every=2,
+)  # fmt: skip
+ALONE = clip.Processes(rank=0, world_size=1, device=torch.device("cpu"))
+PARAMS = dataclasses.asdict(CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    # The order of sums, and so the last bits, may depend on the number of threads.
+    torch.set_num_threads(1)
+
+
+def make_model(seed: int = 0) -> ClipModel:
+    torch.manual_seed(seed)
+    return create_clip("sample-RN")
+
+
+def make_data(model: ClipModel, count: int = 20) -> TrainingSet:
+    images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    return TrainingSet(images, tokenize([f"a photo of {n}" for n in range(count)], model.tokenizer))
+
+
+def weights(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
+    model = make_model(seed=99)
+    load_checkpoint(checkpoint_path(folder / "checkpoints", epoch), model.network)
+    return dict(model.network.state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_checkpoints_begin_before_training_and_end_with_it(tmp_path: Path) -> None:
+    model = make_model()
+    start = {name: value.clone() for name, value in model.network.state_dict().items()}
+    facts = clip.train(model, make_data(model), CONFIG, 0, tmp_path, ALONE)
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [0, 2, 3]
+    assert same(weights(tmp_path, 0), start)
+    assert same(weights(tmp_path, 3), dict(model.network.state_dict()))
+    assert not same(weights(tmp_path, 2), weights(tmp_path, 3))
+    # 20 pairs make two full batches of 8 an epoch.
+    assert (facts["steps"], facts["pairs_seen"]) == (6, 48)
+    curve = pd.read_csv(tmp_path / "curves" / "plots" / "metrics" / "loss.tsv", sep="\t")
+    assert curve["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_loss_falls_when_there_is_something_to_learn(tmp_path: Path) -> None:
+    model = make_model()
+    config = dataclasses.replace(CONFIG, epochs=15, checkpoint_every=15)
+    clip.train(model, make_data(model, 16), config, 0, tmp_path, ALONE)
+    curve = pd.read_csv(tmp_path / "curves" / "plots" / "metrics" / "loss.tsv", sep="\t")["loss"]
+    assert curve.iloc[-5:].mean() < curve.iloc[:5].mean() - 0.3
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    model = make_model()
+    clip.train(model, make_data(model), CONFIG, 0, whole, ALONE)
+
+    monkeypatch.setattr(clip, "SECONDS_BETWEEN_STATES", 0)
+    genuine = clip.save_checkpoint
+
+    def die(folder: Path, epoch: int, network: torch.nn.Module) -> None:
+        genuine(folder, epoch, network)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(clip, "save_checkpoint", die)
+    model = make_model()
+    with pytest.raises(KeyboardInterrupt):
+        clip.train(model, make_data(model), CONFIG, 0, killed, ALONE)
+    monkeypatch.setattr(clip, "save_checkpoint", genuine)
+    state = load_state(killed / "state.pt")
+    assert state is not None
+    assert state["epoch"] == 1
+    # Another start shows that everything comes from the state.
+    model = make_model(seed=5)
+    clip.train(model, make_data(model), CONFIG, 0, killed, ALONE)
+    for epoch in (0, 2, 3):
+        assert same(weights(whole, epoch), weights(killed, epoch)), epoch
+    for name in ("loss", "learning_rate", "logit_scale"):
+        file = Path("curves") / "plots" / "metrics" / f"{name}.tsv"
+        assert (whole / file).read_text() == (killed / file).read_text()
+
+
+def test_seeds_and_order_matter(tmp_path: Path) -> None:
+    finals = []
+    for seed in (0, 1):
+        model = make_model()
+        clip.train(model, make_data(model), CONFIG, seed, tmp_path / str(seed), ALONE)
+        finals.append(weights(tmp_path / str(seed), 3))
+    assert not same(*finals)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(tmp_path: Path) -> None:
+    model = make_model()
+    data = make_data(model)
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, warmup_steps=0, epochs=5)
+    with pytest.raises(UserError, match=r"loss is .* lower train\.learning_rate(?i)|Lower train"):
+        clip.train(model, data, config, 0, tmp_path, ALONE)
+    for path in list_checkpoints(tmp_path / "checkpoints").values():
+        fresh = make_model()
+        load_checkpoint(path, fresh.network)
+        assert all(value.isfinite().all() for value in fresh.network.state_dict().values())
+
+
+def test_more_batch_than_images_is_refused(tmp_path: Path) -> None:
+    model = make_model()
+    with pytest.raises(UserError, match=r"train\.global_batch_size: 8 is more than the 5"):
+        clip.train(model, make_data(model, 5), CONFIG, 0, tmp_path, ALONE)
+
+
+def test_the_first_step_is_that_of_open_clip(tmp_path: Path) -> None:
+    """Loss and update of one step against open_clip's loss and a plain AdamW, without crops."""
+    config = dataclasses.replace(
+        CONFIG, epochs=1, crop_scale=1.0, flip=False, warmup_steps=1, checkpoint_every=1
+    )
+    model = make_model()
+    data = make_data(model, 8)
+    clip.train(model, data, config, 0, tmp_path, ALONE)
+    curve = pd.read_csv(tmp_path / "curves" / "plots" / "metrics" / "loss.tsv", sep="\t")["loss"]
+
+    reference = make_model()
+    network = reference.network.train()
+    images, tokens = data.batch(torch.arange(8))
+    features = network(normalise(to_pixels(images), reference), tokens)
+    loss = open_clip.ClipLoss()(*features[:3])
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in network.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+            {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=1e-3, betas=(0.9, 0.98), eps=1e-8,
+    )  # fmt: skip
+    loss.backward()
+    optimizer.step()
+    # A crop of the whole image may be stretched by the drawn ratio; with scale 1 it cannot be.
+    assert curve.iloc[0] == pytest.approx(loss.item(), rel=1e-4)
+    trained = weights(tmp_path, 1)["logit_scale"]
+    assert trained.item() == pytest.approx(network.get_parameter("logit_scale").item(), abs=1e-5)
+
+
+def run_two(folder: Path, processes: int) -> None:
+    script = Path(__file__).parent / "train_in_processes.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run(
+        [*command, "--nproc-per-node", str(processes), str(script), str(folder)],
+        check=True, capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+
+
+def test_two_processes_share_the_batch_of_one(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        run_two(tmp_path / str(processes), processes)
+    curves = [
+        pd.read_csv(tmp_path / str(n) / "curves" / "plots" / "metrics" / "loss.tsv", sep="\t")
+        for n in (1, 2)
+    ]
+    # Batch normalisation sees half a batch in each process, so the losses agree only about.
+    assert curves[0]["step"].tolist() == curves[1]["step"].tolist()
+    assert curves[1]["loss"].iloc[0] == pytest.approx(curves[0]["loss"].iloc[0], rel=0.15)
+    facts = [json.loads((tmp_path / str(n) / "facts.json").read_text()) for n in (1, 2)]
+    assert facts[0]["pairs_seen"] == facts[1]["pairs_seen"] == 48
+
+
+def test_the_processes_must_divide_the_batch() -> None:
+    assert per_process_batch(64, 4) == 16
+    with pytest.raises(UserError, match=r"64 cannot be shared by 3 processes.*NPROC=2"):
+        per_process_batch(64, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, r"train\.epochs: is 0"),
+        ({"epochs": 1.5}, r"train\.epochs: is 1\.5, not of type int"),
+        ({"learning_rate": "1e-3"}, r"write 1\.0e-3"),
+        ({"learning_rate": -1.0}, "more than 0"),
+        ({"beta2": 1.2}, "up to 1"),
+        ({"flip": "yes"}, "not of type bool"),
+        ({"warmup_steps": -1}, "0 or more"),
+        ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_config_from_params({**PARAMS, **change})
+
+
+def test_a_recipe_must_be_complete() -> None:
+    with pytest.raises(UserError, match="beta2 missing"):
+        train_config_from_params({key: PARAMS[key] for key in PARAMS if key != "beta2"})
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [clip.learning_rate(step, 100, CONFIG) for step in range(100)]
+    assert rates[0] == pytest.approx(5e-4)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[51] == pytest.approx(5e-4)
+    assert rates == [*rates[:2], *sorted(rates[2:], reverse=True)]
+    assert rates[-1] < 1e-6
+
+
+def test_decay_spares_gains_biases_and_the_logit_scale() -> None:
+    network = make_model().network
+    decayed, spared = clip.make_optimizer(network, CONFIG).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert spared["weight_decay"] == 0.0
+    spared_ids = {id(parameter) for parameter in spared["params"]}
+    for name, parameter in network.named_parameters():
+        plain = name.endswith("bias") or name == "logit_scale" or "bn" in name or "ln_" in name
+        assert (id(parameter) in spared_ids) == plain, name
+
+
+@given(st.floats(0.05, 1.0), st.integers(0, 2**31))
+@settings(max_examples=50, deadline=None)
+def test_crops_stay_inside_the_image(smallest: float, seed: int) -> None:
+    maps = Augmentation(scale=(smallest, 1.0), flip=True).draw(
+        64, torch.Generator().manual_seed(seed)
+    )
+    half, centre = maps[:, [0, 1], [0, 1]].abs(), maps[:, :, 2].abs()
+    assert (half <= 1 + 1e-6).all()
+    assert (half + centre <= 1 + 1e-5).all()
+    assert (maps[:, 0, 1] == 0).all()
+    assert (4 * half.prod(dim=1) <= 4 * (1 + 1e-6)).all()
+
+
+def test_a_crop_of_everything_changes_nothing_and_a_mirror_mirrors() -> None:
+    pixels = torch.rand(1, 3, 8, 8)
+    same_map = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+    mirror = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])
+    assert torch.allclose(apply_maps(pixels, same_map), pixels, atol=1e-5)
+    assert torch.allclose(apply_maps(pixels, mirror), pixels.flip(3), atol=1e-5)
+
+
+def test_half_the_images_are_mirrored() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mirrored = (Augmentation(flip=True).draw(4000, generator)[:, 0, 0] < 0).float().mean()
+    assert 0.46 < mirrored < 0.54
+    assert (Augmentation(flip=False).draw(4000, generator)[:, 0, 0] > 0).all()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    model = make_model()
+    save_checkpoint(tmp_path, 3, model.network)
+    path = checkpoint_path(tmp_path, 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"epoch_003\.safetensors: not a readable checkpoint"):
+        load_checkpoint(path, model.network)
+    with pytest.raises(UserError, match="no checkpoint"):
+        list_checkpoints(tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 0, torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="does not fit the model"):
+        load_checkpoint(checkpoint_path(tmp_path, 0), make_model().network)
+
+
+def test_a_damaged_state_says_what_to_do_and_an_absent_one_is_none(tmp_path: Path) -> None:
+    assert load_state(tmp_path / "state.pt") is None
+    save_state(tmp_path / "state.pt", {"epoch": 1})
+    data = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(data[:50])
+    with pytest.raises(UserError, match=r"state\.pt: unreadable .* delete it"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_a_state_cannot_carry_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"epoch": Evil()}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="unreadable"):
+        load_state(tmp_path / "state.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_fingerprints_follow_what_they_stand_for(tmp_path: Path) -> None:
+    assert fingerprint(CONFIG, "a") == fingerprint(dataclasses.replace(CONFIG), "a")
+    assert fingerprint(CONFIG, "a") != fingerprint(dataclasses.replace(CONFIG, epochs=4), "a")
+    (tmp_path / "one.py").write_text("x = 1\n")
+    before = source_hash(tmp_path)
+    (tmp_path / "one.py").write_text("x = 2\n")
+    assert source_hash(tmp_path) != before
+
+
+def test_own_and_open_clip_architectures_are_known() -> None:
+    known = known_architectures()
+    assert known[0] == "sample-RN"
+    assert {"RN50", "ViT-S-32"} <= set(known) | {"ViT-S-32"}
+    assert set(open_clip.list_models()) - {"sample-RN"} <= set(known)
+    with pytest.raises(UserError, match=r"unknown architecture 'RN51'.*did you mean 'RN50'"):
+        create_clip("RN51")
