@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from clip_mixtures.errors import UserError, unknown
+from clip_mixtures.files import read_text
 from clip_mixtures.mixtures.spec import Mixture, mixture_from_params
 from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import TrainConfig, train_config_from_params
@@ -122,9 +123,7 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run from the top folder") from error
+        params = YAML(typ="safe").load(read_text(path))
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     return _mapping(params, str(path))

@@ -140,9 +140,7 @@ STEP = 512 + 1024
 
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0, 0.999))
-def test_truncated_zip_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, share: float
-) -> None:
+def test_truncated_zip_is_refused(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
     path = tmp_path_factory.getbasetemp() / "truncated.zip"
     whole = write_zip(path, MEMBERS)
     path.write_bytes(whole[: int(len(whole) * share)])
@@ -169,9 +167,6 @@ def test_tar_truncated_inside_its_first_header_is_refused(tmp_path: Path, size: 
         list_members(path)
 
 
-@pytest.mark.xfail(
-    raises=pytest.fail.Exception, reason="tarfile ends a listing in silence at a broken header"
-)
 @pytest.mark.parametrize("kept", [0, 1, 256, 511])
 def test_tar_truncated_inside_a_later_header_is_refused(tmp_path: Path, kept: int) -> None:
     # Nor may a cut between two members pass: a whole tar ends with a block of zeros.
@@ -181,9 +176,6 @@ def test_tar_truncated_inside_a_later_header_is_refused(tmp_path: Path, kept: in
         list_members(path)
 
 
-@pytest.mark.xfail(
-    raises=pytest.fail.Exception, reason="tarfile ends a listing in silence at a broken header"
-)
 def test_tar_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "damaged.tar"
     data = bytearray(tar_bytes(MEMBERS))
@@ -239,7 +231,6 @@ def test_zip_whose_local_header_is_overwritten_is_refused(tmp_path: Path) -> Non
         list_members(path)
 
 
-@pytest.mark.xfail(raises=NotImplementedError, reason="zipfile's own refusal is not caught")
 def test_zip_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "later.zip"
     data = bytearray(write_zip(path, MEMBERS))

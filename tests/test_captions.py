@@ -29,11 +29,15 @@ def lines(domain: str, name: str = "ant", count: int = MANY) -> list[str]:
     return [f"{domain}/{name}/{number}.jpg 7" for number in range(count)]
 
 
+def lines_of(packed: Path) -> list[str]:
+    return lzma.decompress(packed.read_bytes()).decode().splitlines()
+
+
 def test_captions_equal_the_published_ones(shared_file: Callable[[str], Path]) -> None:
     expected = json.loads(shared_file("oracle/mixtures.json").read_text())["captions_sha256"]
     folder = shared_file("domainnet_lists")
     lists = {
-        (domain, split): lzma.open(folder / f"{domain}_{split}.txt.xz", "rt").read().splitlines()
+        (domain, split): lines_of(folder / f"{domain}_{split}.txt.xz")
         for domain in DOMAIN_ORDER
         for split in SPLIT_ORDER
     }
@@ -122,7 +126,8 @@ def test_one_stream_runs_through_all_lists() -> None:
     before, after = published_captions(both), published_captions(longer)
     assert after["clipart", "train"][:50] == before["clipart", "train"]
     assert after["real", "test"] != before["real", "test"]
-    assert after["real", "test"][:-1] != before["real", "test"][1:]
+    # A line more moves all that follow on by one.
+    assert after["real", "test"][:-1] == before["real", "test"][1:]
 
 
 def test_order_of_the_lists_given_does_not_matter() -> None:

@@ -180,7 +180,6 @@ def test_label_with_two_names_is_refused(tmp_path: Path) -> None:
         index_domainnet(tmp_path, ["real", "sketch"], images=False)
 
 
-@pytest.mark.xfail(raises=pytest.fail.Exception, reason="only the reverse is checked")
 def test_name_with_two_labels_is_refused(tmp_path: Path) -> None:
     # It would count as two classes that no caption can tell apart.
     write_lists(tmp_path, "real/ant/1.png 0\nreal/bee/1.png 1\nreal/ant/2.png 2\n")
@@ -194,15 +193,13 @@ def test_domain_without_test_images(tmp_path: Path) -> None:
     assert list(frame["split"]) == ["train"]
 
 
-@pytest.mark.xfail(raises=UnicodeDecodeError, reason="read_lists() expects UTF-8 without a check")
 def test_list_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     write_lists(tmp_path, "real/ant/é.png 0\n".encode("latin-1"))
-    with pytest.raises(UserError, match="real_train.txt"):
+    with pytest.raises(UserError, match=r"real_train\.txt"):
         index_domainnet(tmp_path, ["real"], images=False)
 
 
-@pytest.mark.xfail(raises=TypeError, reason="any number of digits passes as a label")
 def test_label_beyond_32_bits_is_named(tmp_path: Path) -> None:
     write_lists(tmp_path, "real/ant/1.png 99999999999\n")
-    with pytest.raises(UserError, match="real_train.txt:1"):
+    with pytest.raises(UserError, match=r"real_train\.txt:1"):
         index_domainnet(tmp_path, ["real"], images=False)

@@ -103,7 +103,7 @@ def test_predictions_and_accuracies_are_the_published_ones(
     published = oracle[domain]["domainnet-val"]["accuracy"]
     for name in (domain, "real"):
         for group, key in (("held_out", "ood"), ("seen", "id")):
-            row = table.loc[(name, group)]
+            row = table.loc[[(name, group)]].iloc[0]
             assert row["micro"] == pytest.approx(published[f"{name}-lso-{key}"], abs=1e-12)
             unweighted = published[f"{name}-lso-unweighted-{key}"]
             assert row["balanced"] == pytest.approx(unweighted, abs=1e-12)

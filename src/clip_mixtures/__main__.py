@@ -21,8 +21,16 @@ def _sample(args: argparse.Namespace) -> None:
     if not args.force and emoji.verify_sample(args.out):
         print(f"{args.out}: the sample corpus is there and whole")
         return
-    if args.force and args.out.exists() and not (args.out / emoji.MANIFEST).is_file():
-        raise UserError(f"{args.out}: no {emoji.MANIFEST} in it, so --force does not replace it")
+    if args.force and args.out.exists():
+        if not (args.out / emoji.MANIFEST).is_file():
+            raise UserError(
+                f"{args.out}: no {emoji.MANIFEST} in it, so --force does not replace it"
+            )
+        if foreign := emoji.foreign_files(args.out):
+            raise UserError(
+                f"{args.out / foreign[0]}: no part of the sample ({len(foreign)} such files); "
+                "move them away, --force replaces the folder"
+            )
     packages = emoji.fetch_packages(args.packages)
     emoji.build_sample(args.out, packages, args.workers)
     print(f"{args.out}: sample corpus built, fingerprint {emoji.sample_fingerprint(args.out)[:16]}")

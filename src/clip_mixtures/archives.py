@@ -22,6 +22,18 @@ from clip_mixtures.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
+_TAR_BLOCK = 512
+
+
+# What the standard library raises, between them, for archives that are not whole.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +62,7 @@ def list_members(path: Path) -> list[Member]:
             return list(_zip_members(path))
         with open(path, "rb") as file:
             return list(_tar_members(file, 0, path.stat().st_size, prefix=""))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, struct.error) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path}: damaged or truncated archive ({error}); fetch or build it again"
         ) from error
@@ -89,6 +101,10 @@ def _tar_members(file: BinaryIO, start: int, length: int, prefix: str) -> Iterat
                 yield from _tar_members(file, offset, info.size, inner)
             else:
                 yield Member(prefix + info.name, offset, info.size)
+        # tarfile takes a damaged header or a clean cut for the end. A whole archive says so itself.
+        mark = start + archive.offset
+        if archive.offset + _TAR_BLOCK > length or any(os.pread(file.fileno(), _TAR_BLOCK, mark)):
+            raise tarfile.ReadError(f"no end mark at byte {mark}")
 
 
 class _Slice(io.RawIOBase):

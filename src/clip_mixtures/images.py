@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from clip_mixtures.errors import UserError
 
+_UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
+
 
 class ImageReader:
     """Read images of one corpus by index row; archives are opened once and stay open."""
@@ -62,8 +64,12 @@ class ImageReader:
         """
         data = self.read(row)
         try:
-            return Image.open(io.BytesIO(data)).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            image: Image.Image = Image.open(io.BytesIO(data))
+            if image.mode == "P" and "transparency" in image.info:
+                # Pillow wants to be told that the colours' own alpha is to be dropped.
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+        except _UNDECODABLE as error:
             place = self._root if pd.isna(row.archive) else self._root / row.archive
             raise UserError(f"{place}: {row.path} is not a readable image ({error})") from error
 

@@ -93,13 +93,14 @@ def check(frame: pd.DataFrame, where: str = "index") -> pa.Table:
     extra = [str(name) for name in frame.columns if name not in SCHEMA.names]
     if missing or extra:
         raise UserError(f"{where}: columns missing {missing}, not in the schema {extra}")
+    for field in SCHEMA:
+        if not field.nullable and frame[field.name].isna().any():
+            raise UserError(f"{where}: column {field.name!r} has empty entries")
     try:
         table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    # pyarrow raises plain ValueErrors for nulls, and for text that is no valid Unicode.
+    except (ValueError, pa.ArrowTypeError) as error:
         raise UserError(f"{where}: a column does not fit the schema: {error}") from error
-    for field in SCHEMA:
-        if not field.nullable and table.column(field.name).null_count:
-            raise UserError(f"{where}: column {field.name!r} has empty entries")
     for problem, rows in _problems(frame):
         if rows.any():
             first = frame.loc[rows, "path"].iloc[0]
@@ -125,7 +126,7 @@ def write_index(path: Path, index: Index) -> None:
     table = check(index.frame, str(path))
     table = table.replace_schema_metadata({"root": index.root.as_posix()})
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_index(path: Path, root: Path | None = None) -> Index:
@@ -141,8 +142,8 @@ def read_index(path: Path, root: Path | None = None) -> Index:
     if not path.is_file():
         raise UserError(f"{path}: no such index; `dvc repro corpus` builds it")
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     metadata = table.schema.metadata or {}
     if b"root" not in metadata and root is None:

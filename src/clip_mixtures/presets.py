@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from clip_mixtures.errors import UserError, unknown
-from clip_mixtures.files import atomic_write_text
+from clip_mixtures.files import atomic_write_text, read_text
 
 
 def apply_preset(preset: Path, params: Path) -> list[str]:
@@ -31,8 +31,8 @@ def apply_preset(preset: Path, params: Path) -> list[str]:
         names = sorted(path.stem for path in preset.parent.glob("*.yaml"))
         raise unknown("preset", preset.stem, names, str(preset.parent))
     yaml = YAML()
-    # Long lists of classes stay as they were folded.
     yaml.width = 100
+    yaml.indent(mapping=2, sequence=4, offset=2)
     wanted, current = _load(yaml, preset), _load(yaml, params)
     changed = _merge(wanted, current, str(preset), prefix="")
     if changed:
@@ -44,9 +44,7 @@ def apply_preset(preset: Path, params: Path) -> list[str]:
 
 def _load(yaml: YAML, path: Path) -> MutableMapping[str, Any]:
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        value = yaml.load(read_text(path))
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, MutableMapping):
@@ -65,6 +63,8 @@ def _merge(
             raise unknown("key", name, [f"{prefix}{known}" for known in current], where)
         if isinstance(value, Mapping) and isinstance(current.get(key), MutableMapping):
             changed += _merge(value, current[key], where, f"{name}.")
+        elif isinstance(current.get(key), Mapping):
+            raise UserError(f"{where}: {name} is {value!r}, not a mapping of keys to values")
         elif current.get(key) != value:
             current[key] = value
             changed.append(name)

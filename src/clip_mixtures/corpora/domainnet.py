@@ -19,9 +19,12 @@ from clip_mixtures.corpora.captions import (
     published_captions,
 )
 from clip_mixtures.errors import UserError
+from clip_mixtures.files import read_text
 from clip_mixtures.index import SCHEMA, Index, nullable_integers
 
 CORPUS = "domainnet"
+# More would not fit the index, and no corpus has as many classes.
+_LABEL_DIGITS = 9
 
 
 def read_lists(root: Path, domains: Sequence[str]) -> dict[tuple[str, str], list[str]]:
@@ -43,7 +46,9 @@ def read_lists(root: Path, domains: Sequence[str]) -> dict[tuple[str, str], list
                     f"{path}: no such list; domain {domain!r} is not in the corpus at {root} "
                     f"(lists found: {', '.join(found) or 'none'})"
                 )
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = read_text(path)
+            # Not splitlines: it would also split at the rarer line ends that a name may contain.
+            lines = text.removesuffix("\n").split("\n") if text else []
             for number, line in enumerate(lines, start=1):
                 _check_line(path, number, line, domain)
             lists[domain, split] = lines
@@ -52,7 +57,11 @@ def read_lists(root: Path, domains: Sequence[str]) -> dict[tuple[str, str], list
 
 def _check_line(path: Path, number: int, line: str, domain: str) -> None:
     name, _, label = line.rpartition(" ")
-    if not label.isdecimal() or name.count("/") != 2 or not name.startswith(f"{domain}/"):
+    if (
+        not (label.isascii() and label.isdecimal() and len(label) <= _LABEL_DIGITS)
+        or name.count("/") != 2
+        or not name.startswith(f"{domain}/")
+    ):
         raise UserError(f"{path}:{number}: {line[:80]!r} is not '{domain}/<class>/<file> <label>'")
 
 
@@ -66,8 +75,10 @@ def index_domainnet(root: Path, domains: Sequence[str], images: bool = True) -> 
 
     Raises:
         UserError: for an absent or damaged list or archive, an image that a list names and the
-            archive lacks, or a label with two class names.
+            archive lacks, or labels and class names that do not go one to one.
     """
+    if not domains:
+        raise UserError(f"{root}: no domains asked for")
     lists = read_lists(root, domains)
     standard = published_captions(lists)
     aligned = published_captions(lists, aligned=True)
@@ -76,13 +87,21 @@ def index_domainnet(root: Path, domains: Sequence[str], images: bool = True) -> 
         for (domain, split), lines in lists.items()
     ]
     frame = pd.concat(parts, ignore_index=True)
-    names = frame.groupby("class_id")["class_name"].nunique()
-    if (names > 1).any():
-        label = int(names.index[names > 1][0])
-        clash = frame.loc[frame["class_id"] == label, "class_name"].unique()
-        raise UserError(f"{root}: label {label} stands for several classes: {', '.join(clash)}")
+    _check_labels(root, frame)
     places = _locate(root, ordered_domains(domains), frame["path"]) if images else {}
     return Index(_with_places(frame, places), root)
+
+
+def _check_labels(root: Path, frame: pd.DataFrame) -> None:
+    """Refuse a label with two class names, and a class name with two labels."""
+    for key, value in (("class_id", "class_name"), ("class_name", "class_id")):
+        several = frame.groupby(key)[value].nunique() > 1
+        if several.any():
+            first = several.index[several][0]
+            clash = ", ".join(map(str, frame.loc[frame[key] == first, value].unique()))
+            if key == "class_id":
+                raise UserError(f"{root}: label {first} stands for several classes: {clash}")
+            raise UserError(f"{root}: class {first!r} has several labels: {clash}")
 
 
 def _list_frame(

@@ -33,7 +33,7 @@ from clip_mixtures.corpora.png import encode_png
 from clip_mixtures.corpora.styles import random_pose, random_stream, render
 from clip_mixtures.corpora.svg import Drawing, IconSet, Pose, read_icon_set
 from clip_mixtures.errors import UserError
-from clip_mixtures.files import atomic_write_text, sha256_file
+from clip_mixtures.files import atomic_write_text, read_text, sha256_file
 
 IMAGE_SIZE = 64
 MANIFEST = "SAMPLE.json"
@@ -77,12 +77,12 @@ class DomainPlan:
 
 DOMAIN_PLANS: dict[str, DomainPlan] = {
     "clipart": DomainPlan(
-        ["emojione-v1", "fluent-emoji-flat", "twemoji"], ["noto-v1", "openmoji"], 5
+        ["emojione-v1", "fluent-emoji-flat", "twemoji"], ["noto-v1", "openmoji"], 4
     ),
     "painting": DomainPlan([*_SHADED, "twemoji"], _ALL_TEST, 3),
-    "quickdraw": DomainPlan(_ALL_TRAIN, _ALL_TEST, 2),
+    "quickdraw": DomainPlan(_ALL_TRAIN, _ALL_TEST, 3),
     "real": DomainPlan(_SHADED, ["noto", "noto-v1"], 5),
-    "sketch": DomainPlan(_ALL_TRAIN, _ALL_TEST, 2),
+    "sketch": DomainPlan(_ALL_TRAIN, _ALL_TEST, 3),
 }
 
 
@@ -212,6 +212,8 @@ def verify_sample(out: Path) -> bool:
     """
     if not out.exists():
         return False
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; move it away or choose another --out")
     manifest = out / MANIFEST
     if not manifest.is_file():
         if any(out.iterdir()):
@@ -220,18 +222,41 @@ def verify_sample(out: Path) -> bool:
                 "move it away or choose another --out"
             )
         return False
-    recorded = json.loads(manifest.read_text(encoding="utf-8"))
-    if recorded["builder_version"] != BUILDER_VERSION:
-        raise UserError(
-            f"{out}: sample corpus of builder version {recorded['builder_version']}, this is "
-            f"{BUILDER_VERSION}; build it anew with --force"
-        )
-    for name, digest in recorded["files"].items():
+    for name, digest in _recorded_files(manifest).items():
         path = out / name
         if not path.is_file() or sha256_file(path) != digest:
             state = "differs from what was built" if path.is_file() else "is missing"
             raise UserError(f"{path}: {state}; build the sample anew with --force")
     return True
+
+
+def foreign_files(out: Path) -> list[str]:
+    """Return the files in a sample's folder that its manifest does not list, by relative path.
+
+    Raises:
+        UserError: when there is no readable manifest.
+    """
+    known = {MANIFEST, *_recorded_files(out / MANIFEST, any_version=True)}
+    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return sorted(set(found) - known)
+
+
+def _recorded_files(manifest: Path, any_version: bool = False) -> dict[str, str]:
+    """Return file name to SHA-256 as a manifest has them."""
+    try:
+        recorded = json.loads(read_text(manifest))
+        version, files = recorded["builder_version"], dict(recorded["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{manifest}: damaged ({type(error).__name__}: {error}); move the folder away and "
+            "build the sample again"
+        ) from error
+    if version != BUILDER_VERSION and not any_version:
+        raise UserError(
+            f"{manifest}: of builder version {version}, this is {BUILDER_VERSION}; "
+            "build the sample anew with --force"
+        )
+    return files
 
 
 def build_sample(out: Path, packages: dict[str, Path], workers: int | None = None) -> None:
@@ -299,9 +324,6 @@ def _build_domain(
         lines = []
         for label, (class_folder, icon) in enumerate(sample_classes().items()):
             of_class = list(_class_jobs(domain, split, class_folder, icon, sets))
-            # Subsampling keeps a prefix of each class, so its order must favour no artist.
-            order = random_stream("order", domain, split, class_folder).permutation(len(of_class))
-            of_class = [of_class[position] for position in order]
             jobs += of_class
             lines += [f"{job.path} {label}\n" for job in of_class]
         atomic_write_text(folder / f"{domain}_{split}.txt", "".join(lines))
@@ -316,15 +338,20 @@ def _build_domain(
 def _class_jobs(
     domain: str, split: str, class_folder: str, icon: str, sets: dict[str, IconSet]
 ) -> Iterator[_Job]:
+    """Yield a class' images so that every prefix shows as many drawings as it can.
+
+    Subsampling keeps a prefix of each class. Each round has every drawing once, in an order of its
+    own, so that a smaller mixture loses poses before it loses artists.
+    """
     plan = DOMAIN_PLANS[domain]
     train = split == "train"
-    for name in plan.train_sets if train else plan.test_sets:
-        drawing = sets[name].icons.get(icon)
-        for number in range(plan.poses if train else 1):
-            if drawing is not None:
-                key = (domain, class_folder, name, str(number)) if train else None
-                path = f"{domain}/{class_folder}/{name}_{number}.png"
-                yield _Job(path, domain, name, drawing, key)
+    names = [n for n in (plan.train_sets if train else plan.test_sets) if icon in sets[n].icons]
+    for number in range(plan.poses if train else 1):
+        stream = random_stream("order", domain, split, class_folder, number)
+        for name in (names[position] for position in stream.permutation(len(names))):
+            key = (domain, class_folder, name, str(number)) if train else None
+            path = f"{domain}/{class_folder}/{name}_{number}.png"
+            yield _Job(path, domain, name, sets[name].icons[icon], key)
 
 
 def _build_base(folder: Path, sets: dict[str, IconSet], pool: ProcessPoolExecutor) -> None:
@@ -383,5 +410,5 @@ def _draw(job: _Job) -> bytes:
 
 def sample_fingerprint(out: Path) -> str:
     """Return one hash over the file hashes of a built sample, to compare two machines by."""
-    recorded = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(recorded["files"], sort_keys=True).encode()).hexdigest()
+    files = json.dumps(_recorded_files(out / MANIFEST), sort_keys=True)
+    return hashlib.sha256(files.encode()).hexdigest()

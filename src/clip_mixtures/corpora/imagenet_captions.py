@@ -17,6 +17,7 @@ import pandas as pd
 
 from clip_mixtures.archives import Member, list_members
 from clip_mixtures.errors import UserError
+from clip_mixtures.files import read_text
 from clip_mixtures.index import SCHEMA, Index, nullable_integers
 
 CORPUS = "base"
@@ -33,7 +34,7 @@ class BaseIndex:
 
     Attributes:
         index: the images that have a caption.
-        without_image: captions whose file is not among the images; counted, never hidden.
+        without_image: entries left out, for want of an image or of any text; counted, never hidden.
     """
 
     index: Index
@@ -44,11 +45,12 @@ def base_caption(entry: dict[str, Any]) -> str:
     """Join title, tags and description into one line (paper section 3.1).
 
     The parts that are not empty are joined by ``"; "``; every run of white space, line breaks
-    included, becomes one space.
+    included, becomes one space. Half a surrogate pair, which JSON can hold, becomes a question mark.
     """
     tags = " ".join(str(tag) for tag in entry.get("tags") or [])
     parts = [str(entry.get("title") or ""), tags, str(entry.get("description") or "")]
-    return "; ".join(" ".join(part.split()) for part in parts if part.strip())
+    line = "; ".join(" ".join(part.split()) for part in parts if part.strip())
+    return line.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def default_split(filename: str) -> str:
@@ -109,10 +111,8 @@ def index_imagenet_captions(
 
 
 def _read_entries(captions: Path) -> list[dict[str, Any]]:
-    if not captions.is_file():
-        raise UserError(f"{captions}: no such caption file")
     try:
-        entries = json.loads(captions.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(captions))
     except json.JSONDecodeError as error:
         raise UserError(f"{captions}: not valid JSON ({error})") from error
     if not isinstance(entries, list):
@@ -120,6 +120,8 @@ def _read_entries(captions: Path) -> list[dict[str, Any]]:
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
             raise UserError(f"{captions}: entry {position} has no 'filename'")
+        if not isinstance(entry.get("tags") or [], list):
+            raise UserError(f"{captions}: entry {position}: 'tags' is not a list")
     return entries
 
 
@@ -127,7 +129,16 @@ def _places(images: Path) -> dict[str, Member]:
     """Map bare file names to where they lie, in an archive or a folder tree."""
     if images.is_dir():
         files = (path for path in sorted(images.rglob("*")) if path.is_file())
-        return {
-            path.name: Member(path.relative_to(images.parent).as_posix(), 0, 0) for path in files
-        }
-    return {member.name.rsplit("/", 1)[-1]: member for member in list_members(images)}
+        members = [Member(path.relative_to(images.parent).as_posix(), 0, 0) for path in files]
+    else:
+        members = list_members(images)
+    places: dict[str, Member] = {}
+    for member in members:
+        name = member.name.rsplit("/", 1)[-1]
+        if name in places:
+            raise UserError(
+                f"{images}: two images are named {name}, {places[name].name} and {member.name}; "
+                "captions go by the name alone"
+            )
+        places[name] = member
+    return places

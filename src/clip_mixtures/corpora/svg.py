@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 import xml.etree.ElementTree as ElementTree
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,15 @@ def read_icon_set(name: str, package: Path) -> IconSet:
         with tarfile.open(package, "r:gz") as archive:
             icons = json.load(archive.extractfile("package/icons.json"))  # type: ignore[arg-type]
             metadata = json.load(archive.extractfile("package/metadata.json"))  # type: ignore[arg-type]
-    except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{package}: not a readable icon package ({error}); delete it") from error
     drawings = {icon: _drawing(icons, entry) for icon, entry in icons["icons"].items()}
     for alias in icons.get("aliases", {}):
         parent = alias
-        while parent in icons["aliases"] and parent not in drawings:
-            parent = icons["aliases"][parent]["parent"]
+        # An alias of an alias is followed, but never further than there are aliases.
+        for _ in icons["aliases"]:
+            if parent in icons["aliases"] and parent not in drawings:
+                parent = icons["aliases"][parent]["parent"]
         if parent in drawings:
             drawings[alias] = drawings[parent]
     categories = {
