@@ -39,6 +39,8 @@ demo: $(READY)
 	$(BIN)/dvc repro && \
 	echo && cat metrics/comparison.md && \
 	echo "report: $(CURDIR)/report/index.html" && \
+	if [ -n "$(DEMO)" ]; then echo "params.yaml now holds preset $(DEMO);" \
+		"back to the sample: $(BIN)/python -m clip_mixtures preset sample"; fi && \
 	echo "make demo: $$(( $$(date +%s) - start )) s"
 
 lint: $(READY)
@@ -53,4 +55,4 @@ test: lint types
 	echo "make test: tests took $$(( $$(date +%s) - start )) s"; exit $$status
 
 clean:
-	rm -rf build report scratch dvc_plots
+	rm -rf build report scratch dvc_plots .data-building-*

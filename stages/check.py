@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _check_processes(experiment: Experiment) -> None:
-    value = os.environ.get("NPROC", "1")
+    value = os.environ.get("NPROC") or "1"
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"NPROC: is {value!r}; allowed: a number of processes from 1")
     per_process_batch(experiment.train.global_batch_size, int(value))
@@ -51,7 +51,8 @@ def _check_data(experiment: Experiment) -> None:
     command = [sys.executable, "-m", "dvc", "data", "status", "--json"]
     status = subprocess.run(command, capture_output=True, text=True, check=False)
     if status.returncode:
-        raise UserError(f"dvc data status failed: {status.stderr.strip().splitlines()[-1]}")
+        last = (status.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"dvc data status failed: {last}")
     changes = json.loads(status.stdout or "{}").get("uncommitted", {})
     changed = [path for kind in ("added", "modified", "deleted") for path in changes.get(kind, [])]
     if any(path.rstrip("/").split("/")[0] == root.name for path in changed):

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import read_text
-from clip_mixtures.mixtures.spec import Mixture, mixture_from_params
+from clip_mixtures.mixtures.spec import NATURAL_DOMAIN, Mixture, mixture_from_params
 from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import TrainConfig, train_config_from_params
 
@@ -33,7 +33,9 @@ _RUN_KEYS = ("mixtures", "models", "seeds")
 _CORPUS_KEYS = ("domains_root", "domains", "base_captions", "base_images")
 _TEST_KEYS = ("test_domain", "held_out")
 _EVALUATE_KEYS = ("bootstrap_resamples", "bootstrap_seed")
-_KEY = re.compile(r"[A-Za-z0-9-]+")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+# What numpy and torch take for a seed.
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,8 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         params = YAML(typ="safe").load(read_text(path))
-    except YAMLError as error:
+    # The YAML reader answers an impossible date with a plain ValueError.
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     return _mapping(params, str(path))
 
@@ -152,8 +155,13 @@ def _section(params: Mapping[str, Any], name: str, keys: Sequence[str]) -> Mappi
 
 def _corpus(params: Mapping[str, Any]) -> Corpus:
     domains = params["domains"]
-    if not isinstance(domains, list) or len(set(domains)) != len(domains) or len(domains) < 2:
+    if not _are_different(domains, str) or len(domains) < 2:
         raise UserError(f"corpus.domains: is {domains!r}, not a list of two or more domains")
+    if NATURAL_DOMAIN not in domains:
+        raise UserError(
+            f"corpus.domains: is {domains!r}; one domain must be {NATURAL_DOMAIN!r}, the natural "
+            "images that every mixture is compared with"
+        )
     for key in ("domains_root", "base_captions", "base_images"):
         if not isinstance(params[key], str):
             raise UserError(f"corpus.{key}: is {params[key]!r}, not a path")
@@ -167,7 +175,9 @@ def _corpus(params: Mapping[str, Any]) -> Corpus:
 
 def _checked_key(key: Any, section: str) -> str:
     if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise UserError(f"{section}: key {key!r} must be letters, digits and hyphens only")
+        raise UserError(
+            f"{section}: key {key!r} must be letters, digits and hyphens, a hyphen not first"
+        )
     return key
 
 
@@ -188,7 +198,7 @@ def _cells(
 ) -> tuple[Cell, ...]:
     for name in _RUN_KEYS:
         values = run[name]
-        if not isinstance(values, list) or not values or len(set(values)) != len(values):
+        if not _are_different(values, int if name == "seeds" else str):
             raise UserError(f"run.{name}: is {values!r}, not a list of different entries")
     for key in run["mixtures"]:
         if key not in mixtures:
@@ -197,5 +207,20 @@ def _cells(
         if key not in models:
             raise unknown("model", key, models, "run.models")
     for seed in run["seeds"]:
-        _integer({"seeds": seed}, "seeds", "run")
-    return tuple(Cell(*cell) for cell in itertools.product(*(run[name] for name in _RUN_KEYS)))
+        if not 0 <= seed <= _LARGEST_SEED:
+            raise UserError(f"run.seeds: {seed} is not from 0 to {_LARGEST_SEED}")
+    cells = [Cell(*cell) for cell in itertools.product(*(run[name] for name in _RUN_KEYS))]
+    runs = [cell.run for cell in cells]
+    for name in runs:
+        if runs.count(name) > 1:
+            raise UserError(f"run: two cells have the name {name!r}; rename a mixture or a model")
+    return tuple(cells)
+
+
+def _are_different(values: Any, kind: type) -> bool:
+    """Whether ``values`` is a list of one or more different values of a kind."""
+    if not isinstance(values, list) or not values:
+        return False
+    if any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
+        return False
+    return len(set(values)) == len(values)

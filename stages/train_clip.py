@@ -12,8 +12,12 @@ import os
 from pathlib import Path
 
 from clip_mixtures.errors import reports_user_errors
+from clip_mixtures.files import sha256_file
 from clip_mixtures.training.run import Run, train_run
 from experiment import BUILD, INDEX, Cell, load_experiment
+
+# DVC keeps it in step with the data before any stage runs.
+PINNED_DATA = Path("data.dvc")
 
 
 @reports_user_errors
@@ -34,8 +38,9 @@ def main() -> None:
         captions=experiment.mixture(cell.mixture).captions,
         selection=BUILD / "mixtures" / cell.mixture / "train.parquet",
         indices={name: INDEX / f"{name}.parquet" for name in ("base", "domains")},
+        data_version=sha256_file(PINNED_DATA) if PINNED_DATA.is_file() else "",
     )
-    scratch = Path(os.environ.get("SCRATCH", "scratch")) / "runs"
+    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "runs"
     train_run(run, scratch, BUILD / "runs" / cell.run, dataclasses.asdict(cell))
 
 

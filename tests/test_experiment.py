@@ -57,8 +57,14 @@ def test_the_shipped_experiment_is_the_four_mixtures() -> None:
         (setting("run", "mixtures", to=["cg-hihg"]), r"run\.mixtures.*'cg-hihg'.*'cg-high'"),
         (setting("run", "models", to=["RN50"]), r"run\.models.*'RN50'"),
         (setting("run", "seeds", to=[0, 0]), r"run\.seeds.*different entries"),
-        (setting("run", "seeds", to=["a"]), r"run\.seeds.*'a'"),
+        (setting("run", "seeds", to=["a"]), r"run\.seeds: is \['a'\]"),
         (setting("run", "mixture", to=[]), r"run: unknown key 'mixture'"),
+        (setting("run", "seeds", to=[[0]]), r"run\.seeds"),
+        (setting("run", "seeds", to=[2**40]), r"run\.seeds"),
+        (setting("run", "mixtures", to=[{"a": 1}]), r"run\.mixtures"),
+        (setting("mixtures", "-x", to={"kind": "natural_only"}), "a hyphen not first"),
+        (setting("corpus", "domains", to=["sketch", "clipart"]), "one domain must be 'real'"),
+        (setting("corpus", "domains", to=[["real"], "sketch"]), r"corpus\.domains"),
         (setting("corpus", "domains", to=["real"]), r"corpus\.domains"),
         (setting("corpus", "domains_root", to=3), r"corpus\.domains_root: is 3"),
         (setting("test", "test_domain", to="sketsh"), r"test_domain.*'sketsh'.*'sketch'"),
@@ -86,6 +92,9 @@ def test_no_file_no_yaml_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml: No such file"):
         load_experiment(path)
     path.write_text("a: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_experiment(path)
+    path.write_text("a: 2024-02-30")
     with pytest.raises(UserError, match="not valid YAML"):
         load_experiment(path)
     path.write_text("- 1")

@@ -246,7 +246,7 @@ def test_class_names_come_in_order_of_their_ids(tmp_path: Path) -> None:
 def test_class_ids_with_a_gap_or_two_names_raise(
     tmp_path: Path, ids: list[int], names: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match="class ids are not 0"):
+    with pytest.raises(UserError, match="labels are not 0"):
         Index(rows(class_id=ids, class_name=names), tmp_path).class_names()
 
 

@@ -116,6 +116,14 @@ def test_a_pool_smaller_than_the_target_says_which_mixture() -> None:
         select_rows(corpus(sizes), mixture("leave_out_domain", held_out=["ant"]))
 
 
+def test_a_share_let_back_in_cannot_stand_in_for_missing_images() -> None:
+    sizes = {("real", "cat"): 20, ("sketch", "ant"): 30, ("sketch", "cat"): 2}
+    sizes |= {("clipart", "cat"): 1, ("painting", "cat"): 1}
+    chosen = mixture("domains", domains=["sketch", "clipart"], allow=0.1, held_out=["ant"])
+    with pytest.raises(UserError, match="there are only 3"):
+        select_rows(corpus(sizes), chosen)
+
+
 @given(
     st.lists(st.integers(1, 12), min_size=16, max_size=16),
     st.sampled_from(["cg_low_diversity", "cg_high_diversity", "leave_out_domain"]),
@@ -151,6 +159,12 @@ def test_whatever_the_class_sizes_nothing_leaks_and_the_size_is_met(
         ({"kind": "cg_low_diversity", "test_domain": "real"}, "natural domain"),
         ({"kind": "cg_low_diversity", "allow": -0.1}, r"allow.*-0\.1.*0 to 1"),
         ({"kind": "cg_low_diversity", "allow": True}, "allow"),
+        ({"kind": "cg_low_diversity", "allow": 0.1, "subsample": False}, "subsample: false makes"),
+        (
+            {"kind": "cg_low_diversity", "allow": 0.1, "include_test_classes": True},
+            "include_test_classes makes",
+        ),
+        ({"kind": "leave_out_domain", "allow": 0.1}, "no domain sketch makes"),
         ({"kind": "cg_low_diversity", "held_out": ["ant", "ant"]}, "'ant' is listed twice"),
         ({"kind": "cg_low_diversity", "held_out": "ant"}, "not a list"),
         ({"kind": "cg_low_diversity", "held_out": ["ent"]}, "'ent'.*did you mean 'ant'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,14 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
+from corpora_factory import make_domainnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_mixtures.corpora.domainnet import index_domainnet
 from clip_mixtures.errors import UserError
+from clip_mixtures.index import write_index
+from clip_mixtures.mixtures.build import write_rows
 from clip_mixtures.training import clip
 from clip_mixtures.training.architectures import known_architectures
 from clip_mixtures.training.augmentation import Augmentation, apply_maps
@@ -37,7 +42,7 @@ from clip_mixtures.training.config import (
 )
 from clip_mixtures.training.data import TrainingSet, fingerprint, source_hash, tokenize
 from clip_mixtures.training.models import ClipModel, create_clip, normalise, to_pixels
-from clip_mixtures.training.run import publish
+from clip_mixtures.training.run import Run, publish, train_run
 from clip_mixtures.training.scratch import exclusive
 
 CONFIG = TrainConfig(
@@ -189,7 +194,7 @@ def test_the_first_step_is_that_of_open_clip(
     assert trained.item() == pytest.approx(network.get_parameter("logit_scale").item(), abs=1e-5)
 
 
-def run_two(folder: Path, processes: int) -> None:
+def run_processes(folder: Path, processes: int) -> None:
     script = Path(__file__).parent / "train_in_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -201,7 +206,7 @@ def run_two(folder: Path, processes: int) -> None:
 
 def test_two_processes_share_the_batch_of_one(tmp_path: Path) -> None:
     for processes in (1, 2):
-        run_two(tmp_path / str(processes), processes)
+        run_processes(tmp_path / str(processes), processes)
     curves = [
         pd.read_csv(tmp_path / str(n) / "curves" / "plots" / "metrics" / "loss.tsv", sep="\t")
         for n in (1, 2)
@@ -211,6 +216,72 @@ def test_two_processes_share_the_batch_of_one(tmp_path: Path) -> None:
     assert curves[1]["loss"].iloc[0] == pytest.approx(curves[0]["loss"].iloc[0], rel=0.15)
     facts = [json.loads((tmp_path / str(n) / "facts.json").read_text()) for n in (1, 2)]
     assert facts[0]["pairs_seen"] == facts[1]["pairs_seen"] == 48
+
+
+def make_run(tmp_path: Path) -> Run:
+    """Write a corpus of 12 images in folders, a selection of it, and describe a run on it."""
+    make_domainnet(tmp_path / "data", ["real"], ["ant", "bee"], train=6, test=1, archive=False)
+    write_index(tmp_path / "domains.parquet", index_domainnet(tmp_path / "data", ["real"]))
+    write_rows(tmp_path / "train.parquet", {"domains": np.arange(12)})
+    indices = {"domains": tmp_path / "domains.parquet"}
+    config = dataclasses.replace(CONFIG, epochs=2, global_batch_size=4)
+    return Run("toy", "sample-RN", config, 0, "standard", tmp_path / "train.parquet", indices)
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("moment", ["copy2", "rmtree"])
+def test_a_kill_while_publishing_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    toy = make_run(tmp_path)
+    monkeypatch.setattr(clip, "SECONDS_BETWEEN_STATES", 0)
+    train_run(toy, tmp_path / "scratch", tmp_path / "whole", {})
+    genuine = getattr(shutil, moment)
+    calls = []
+
+    def die(path: Path, *rest: Any, **more: Any) -> Any:
+        # The first removal is that of an earlier attempt; the last one is of scratch.
+        calls.append(path)
+        if moment == "copy2" or Path(path).parent.name == "scratch":
+            raise KeyboardInterrupt
+        return genuine(path, *rest, **more)
+
+    monkeypatch.setattr(shutil, moment, die)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(toy, tmp_path / "scratch", tmp_path / "killed", {})
+    assert calls
+    monkeypatch.setattr(shutil, moment, genuine)
+    scratch = tmp_path / "scratch" / toy.scratch_name()
+    (scratch / "checkpoints" / ".epoch_002.safetensors.x.part").write_bytes(b"half")
+    train_run(toy, tmp_path / "scratch", tmp_path / "killed", {})
+    assert published(tmp_path / "killed") == published(tmp_path / "whole")
+    assert not scratch.exists()
+
+
+def test_the_scratch_folder_follows_everything_that_decides(tmp_path: Path) -> None:
+    toy = make_run(tmp_path)
+    names = {toy.scratch_name()}
+    for change in (
+        {"seed": 1},
+        {"captions": "aligned"},
+        {"data_version": "other"},
+        {"architecture": "RN50"},
+        {"config": dataclasses.replace(toy.config, epochs=9)},
+    ):
+        names.add(dataclasses.replace(toy, **change).scratch_name())
+    write_rows(tmp_path / "train.parquet", {"domains": np.arange(11)})
+    names.add(toy.scratch_name())
+    assert len(names) == 7
+    (tmp_path / "train.parquet").unlink()
+    with pytest.raises(UserError, match=r"train\.parquet: missing"):
+        toy.scratch_name()
 
 
 def test_the_processes_must_divide_the_batch() -> None:
@@ -226,7 +297,9 @@ def test_the_processes_must_divide_the_batch() -> None:
         ({"epochs": 1.5}, r"train\.epochs: is 1\.5, not of type int"),
         ({"learning_rate": "1e-3"}, r"write 1\.0e-3"),
         ({"learning_rate": -1.0}, "more than 0"),
-        ({"beta2": 1.2}, "up to 1"),
+        ({"beta2": 1.2}, "less than 1"),
+        ({"learning_rate": float("nan")}, "finite"),
+        ({"crop_scale": 0.0}, "up to 1"),
         ({"flip": "yes"}, "not of type bool"),
         ({"warmup_steps": -1}, "0 or more"),
         ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
@@ -335,6 +408,7 @@ def test_fingerprints_follow_what_they_stand_for(tmp_path: Path) -> None:
     assert fingerprint(CONFIG, "a") != fingerprint(dataclasses.replace(CONFIG, epochs=4), "a")
     (tmp_path / "one.py").write_text("x = 1\n")
     before = source_hash(tmp_path)
+    assert source_hash(tmp_path / "one.py") == before
     (tmp_path / "one.py").write_text("x = 2\n")
     assert source_hash(tmp_path) != before
 
@@ -342,8 +416,10 @@ def test_fingerprints_follow_what_they_stand_for(tmp_path: Path) -> None:
 def test_own_and_open_clip_architectures_are_known() -> None:
     known = known_architectures()
     assert known[0] == "sample-RN"
-    assert {"RN50", "ViT-S-32"} <= set(known) | {"ViT-S-32"}
-    assert set(open_clip.list_models()) - {"sample-RN"} <= set(known)
+    assert {"RN50", "ViT-B-32", "ViT-S-32"} <= set(known)
+    assert set(known) <= {*open_clip.list_models(), "sample-RN"}
+    # Another loss, another tokenizer: not what this trains.
+    assert not {"coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32"} & set(known)
     with pytest.raises(UserError, match=r"unknown architecture 'RN51'.*did you mean 'RN50'"):
         create_clip("RN51")
 
@@ -387,4 +463,6 @@ def test_publishing_replaces_what_was_there_whole(tmp_path: Path) -> None:
     publish(scratch, out)
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     assert found == ["checkpoints/new", "curves/new", "training.json"]
+    # A kill on the way must find everything in scratch again.
+    assert (scratch / "checkpoints" / "new").is_file()
     assert [path.name for path in out.parent.iterdir()] == ["one"]

@@ -18,6 +18,8 @@ DEFAULT_PACKAGES = Path("scratch/icon-packages")
 def _sample(args: argparse.Namespace) -> None:
     from clip_mixtures.corpora import emoji
 
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers: is {args.workers}; allowed: 1 or more")
     if not args.force and emoji.verify_sample(args.out):
         print(f"{args.out}: the sample corpus is there and whole")
         return
@@ -31,6 +33,9 @@ def _sample(args: argparse.Namespace) -> None:
                 f"{args.out / foreign[0]}: no part of the sample ({len(foreign)} such files); "
                 "move them away, --force replaces the folder"
             )
+        kept = emoji.set_changed_aside(args.out)
+        if kept:
+            print(f"{kept}: what differed from the sample was kept here")
     packages = emoji.fetch_packages(args.packages)
     emoji.build_sample(args.out, packages, args.workers)
     print(f"{args.out}: sample corpus built, fingerprint {emoji.sample_fingerprint(args.out)[:16]}")
@@ -42,6 +47,8 @@ def _contact_sheet(args: argparse.Namespace) -> None:
 
     index = read_index(args.index)
     names = index.class_names()
+    if args.rows < 1 or args.each < 1:
+        raise UserError(f"--rows {args.rows} --each {args.each}: both must be 1 or more")
     step = max(len(names) // args.rows, 1)
     classes = args.classes or names[::step][: args.rows]
     write_contact_sheet(index, classes, args.out, each=args.each)

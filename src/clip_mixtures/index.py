@@ -63,13 +63,16 @@ class Index:
         """Return the class names by class id, 0..C-1.
 
         Raises:
-            ValueError: when an id has no name or two.
+            UserError: when an id has no name or two.
         """
         pairs = self.frame[["class_id", "class_name"]].dropna().drop_duplicates()
         pairs = pairs.sort_values("class_id")
         ids = [int(number) for number in pairs["class_id"]]
         if ids != list(range(len(ids))):
-            raise ValueError(f"class ids are not 0..{len(ids) - 1}, each with one name")
+            raise UserError(
+                f"{self.root}: the labels are not 0, 1, ... {len(ids) - 1}, each with one class "
+                "name; number the classes of the lists anew"
+            )
         return [str(name) for name in pairs["class_name"]]
 
     def domains(self) -> list[str]:

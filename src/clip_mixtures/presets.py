@@ -45,7 +45,8 @@ def apply_preset(preset: Path, params: Path) -> list[str]:
 def _load(yaml: YAML, path: Path) -> MutableMapping[str, Any]:
     try:
         value = yaml.load(read_text(path))
-    except YAMLError as error:
+    # The YAML reader answers an impossible date with a plain ValueError.
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, MutableMapping):
         raise UserError(f"{path}: holds no keys")

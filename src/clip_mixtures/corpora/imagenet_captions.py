@@ -45,7 +45,7 @@ def base_caption(entry: dict[str, Any]) -> str:
     """Join title, tags and description into one line (paper section 3.1).
 
     The parts that are not empty are joined by ``"; "``; every run of white space, line breaks
-    included, becomes one space. Half a surrogate pair, which JSON can hold, becomes a question mark.
+    included, becomes one space, and half a surrogate pair, which JSON can hold, a question mark.
     """
     tags = " ".join(str(tag) for tag in entry.get("tags") or [])
     parts = [str(entry.get("title") or ""), tags, str(entry.get("description") or "")]

@@ -89,7 +89,13 @@ def _subsample(
     shielded = {key for key, members in groups.items() if protected[pool[members]].any()}
     quota = {key: math.ceil(allow * share * counts[key]) for key in shielded}
     rest = len(pool) - sum(counts[key] for key in shielded)
-    free_share = (target - sum(quota.values())) / rest
+    free = target - sum(quota.values())
+    if free > rest:
+        raise UserError(
+            f"{free} more images are needed than the held-out ones let back in, and there are only "
+            f"{rest}; add domains to the mixture or say subsample: false"
+        )
+    free_share = free / rest if rest else 0.0
     quota |= {key: math.ceil(free_share * n) for key, n in counts.items() if key not in shielded}
     _trim(quota, shielded, target)
     chosen = [pool[np.sort(groups[key])[: quota[key]]] for key in groups]

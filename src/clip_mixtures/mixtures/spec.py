@@ -40,7 +40,7 @@ class Mixture:
         held_out: names of the held-out classes.
         domains: the domains it takes, in the corpus' order.
         include_test_classes: hold nothing out (upper bound).
-        allow: share of the held-out images let back in, 0 to 1 (interpolation to the upper bound).
+        allow: share let back in of the held-out images that the upper bound has, 0 to 1.
         subsample: cut to the size of the low-diversity mixture of the same test domain.
         captions: "standard" or "aligned".
     """
@@ -101,7 +101,7 @@ def mixture_from_params(
     captions = merged.get("captions", "standard")
     if captions not in CAPTION_KINDS:
         raise unknown("captions", captions, CAPTION_KINDS, f"{where}.captions")
-    return Mixture(
+    mixture = Mixture(
         key=key,
         kind=str(kind),
         test_domain=str(test_domain),
@@ -112,6 +112,22 @@ def mixture_from_params(
         subsample=_flag(merged, "subsample", kind != "natural_only", where),
         captions=str(captions),
     )
+    _check_allow(mixture, where)
+    return mixture
+
+
+def _check_allow(mixture: Mixture, where: str) -> None:
+    """Refuse a share let back in where there is nothing to let back in, or no share to take."""
+    if mixture.allow == 0:
+        return
+    reasons = {
+        "include_test_classes": mixture.include_test_classes,
+        "subsample: false": not mixture.subsample,
+        f"no domain {mixture.test_domain}": mixture.test_domain not in mixture.domains,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"{where}.allow: is {mixture.allow}, which {reason} makes meaningless")
 
 
 def _flag(params: Mapping[str, Any], name: str, default: bool, where: str) -> bool:

@@ -25,7 +25,7 @@ Cell = Mapping[str, Any]
 Summary = Sequence[Cell]
 
 AVERAGE = "balanced"  # the average that tables and figures show
-REFERENCE_DOMAIN = "real"  # the domain that every mixture trains on in full
+REFERENCE_DOMAIN = "real"  # the domain that every mixture trains on
 GROUP_WORDS = {"held_out": "held-out", "seen": "seen", "base": "base"}
 MISSING = "-"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 from clip_mixtures.errors import unknown
@@ -16,12 +17,25 @@ def own_architectures() -> list[str]:
 
 
 def known_architectures() -> list[str]:
-    """Return this project's architectures, then open_clip's."""
+    """Return this project's architectures, then those of open_clip that are plain CLIP models."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("open_clip is not installed; run `make setup`")
     configs = (Path(package.origin).parent / "model_configs").glob("*.json")
-    return [*own_architectures(), *sorted(path.stem for path in configs)]
+    return [*own_architectures(), *sorted(path.stem for path in configs if _is_plain_clip(path))]
+
+
+def _is_plain_clip(config: Path) -> bool:
+    """Whether a model has two towers trained by the contrastive loss, with the tokenizer at hand.
+
+    CoCa, SigLIP and models with Hugging Face towers or tokenizers need another loss or a download.
+    """
+    values = json.loads(config.read_text(encoding="utf-8"))
+    text = values.get("text_cfg", {})
+    return not (
+        {"multimodal_cfg", "init_logit_bias"} & values.keys()
+        or {"hf_model_name", "hf_tokenizer_name"} & text.keys()
+    )
 
 
 def check_architecture(name: str, where: str) -> str:

@@ -37,7 +37,8 @@ CHECKPOINTS, CURVES, STATE = "checkpoints", "curves", "state.pt"
 
 # CLIP's cap on the logit scale, ln 100 (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = math.log(100)
-# How much work a kill may cost; saving more often than this would cost more than it saves.
+# The state is saved at the end of an epoch, if the last time was longer ago than this: a kill costs
+# an epoch, or this much where epochs are short.
 SECONDS_BETWEEN_STATES = 30
 # Points on the loss curve of a whole run.
 CURVE_POINTS = 200
@@ -64,11 +65,18 @@ class Processes:
 
 
 def join_processes() -> Processes:
-    """Read torchrun's variables, choose the device, and join the others if there are any."""
+    """Read torchrun's variables, choose the device, and join the others if there are any.
+
+    Raises:
+        UserError: when there are more processes than GPUs on a machine that has some.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= count:
+            raise UserError(f"NPROC: more processes than the {count} GPUs; run with NPROC={count}")
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")

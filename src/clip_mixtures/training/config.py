@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class TrainConfig:
 _POSITIVE_INTEGERS = ("epochs", "global_batch_size", "checkpoint_every")
 _POSITIVE = ("learning_rate", "epsilon")
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay")
-_SHARES = ("beta1", "beta2", "crop_scale")
+_BELOW_ONE = ("beta1", "beta2")
 
 
 def train_config_from_params(params: Mapping[str, Any], where: str = "train") -> TrainConfig:
@@ -79,13 +80,17 @@ def _check(name: str, kind: str, value: Any, where: str) -> None:
     if not right_type:
         hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
         raise UserError(f"{where}.{name}: is {value!r}, not of type {kind}{hint}")
+    if not math.isfinite(value):
+        raise UserError(f"{where}.{name}: is {value}; allowed: a finite number")
     if name in _POSITIVE_INTEGERS and value < 1:
         raise UserError(f"{where}.{name}: is {value}; allowed: 1 or more")
     if name in _POSITIVE and value <= 0:
         raise UserError(f"{where}.{name}: is {value}; allowed: more than 0")
     if name in _NOT_NEGATIVE and value < 0:
         raise UserError(f"{where}.{name}: is {value}; allowed: 0 or more")
-    if name in _SHARES and not 0 < value <= 1:
+    if name in _BELOW_ONE and not 0 <= value < 1:
+        raise UserError(f"{where}.{name}: is {value}; allowed: from 0 to less than 1")
+    if name == "crop_scale" and not 0 < value <= 1:
         raise UserError(f"{where}.{name}: is {value}; allowed: more than 0, up to 1")
 
 

@@ -103,10 +103,11 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 
-def source_hash(package: Path) -> str:
-    """Return a hash over the source files of a package, so that no run continues another code's."""
+def source_hash(*sources: Path) -> str:
+    """Return a hash over source files and folders, so that no run continues another code's."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".json"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for source in sources:
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.suffix in (".py", ".json"):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from clip_mixtures.files import atomic_write_json, sha256_file
+from clip_mixtures.errors import UserError
+from clip_mixtures.files import atomic_write_json, remove_parts, sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.build import read_rows
 from clip_mixtures.training import clip
@@ -29,6 +30,8 @@ from clip_mixtures.training.models import ClipModel, create_clip
 from clip_mixtures.training.scratch import end_with_parent, exclusive
 
 FACTS = "training.json"
+# What, of this package, decides what a run computes.
+_DECIDING_SOURCES = ("training", "mixtures", "archives.py", "images.py", "index.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Run:
         captions: "standard" or "aligned".
         selection: the mixture's rows (Parquet).
         indices: index name, as in the selection, to index file.
+        data_version: whatever changes when the images do.
     """
 
     name: str
@@ -52,13 +56,23 @@ class Run:
     captions: str
     selection: Path
     indices: Mapping[str, Path]
+    data_version: str = ""
 
     def scratch_name(self) -> str:
-        """Return a folder name that no other run, and no other version of the code, would use."""
+        """Return a folder name that no other run, data or version of this code would use.
+
+        Raises:
+            UserError: when the mixture or an index is missing.
+        """
         files = [self.selection, *self.indices.values()]
-        code = source_hash(Path(__file__).parent)
-        decides = (self.architecture, self.config, self.seed, self.captions, torch.__version__)
-        return f"{self.name}-{fingerprint(*decides, code, *map(sha256_file, files))}"
+        for path in files:
+            if not path.is_file():
+                raise UserError(f"{path}: missing; `dvc repro` makes it")
+        package = Path(__file__).parents[1]
+        code = source_hash(*(package / name for name in _DECIDING_SOURCES))
+        decides = (self.architecture, self.config, self.seed, self.captions, self.data_version)
+        versions = (code, torch.__version__)
+        return f"{self.name}-{fingerprint(*decides, *versions, *map(sha256_file, files))}"
 
 
 def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]) -> None:
@@ -80,15 +94,20 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
     processes = clip.join_processes()
     scratch = scratch_root / run.scratch_name()
     with exclusive(scratch) if processes.is_first else contextlib.nullcontext():
+        if processes.is_first:
+            remove_parts(scratch)
         torch.manual_seed(run.seed)
         model = create_clip(run.architecture, processes.device)
         data = _load(run, model, scratch, processes)
         facts = clip.train(model, data, run.config, run.seed, scratch, processes)
         if processes.is_first:
             recipe = {"architecture": run.architecture, **dataclasses.asdict(run.config)}
-            everything = {**labels, "train_images": len(data), **facts, "recipe": recipe}
+            where = {"processes": processes.world_size, "device": processes.device.type}
+            everything = {**labels, **where, "train_images": len(data), **facts, "recipe": recipe}
             atomic_write_json(scratch / FACTS, everything)
             publish(scratch, out)
+            # First the state, so that a folder that is only half removed is never continued.
+            (scratch / clip.STATE).unlink(missing_ok=True)
             shutil.rmtree(scratch)
     clip.leave_processes(processes)
 
@@ -110,13 +129,14 @@ def _load(run: Run, model: ClipModel, scratch: Path, processes: clip.Processes) 
 
 
 def publish(scratch: Path, out: Path) -> None:
-    """Move what a finished run leaves (checkpoints, curves, facts) to its place, all at once."""
+    """Copy what a finished run leaves (checkpoints, curves, facts) to its place, all at once."""
     building = out.with_name(f".{out.name}-publishing")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    for name in (clip.CHECKPOINTS, clip.CURVES, FACTS):
-        # Scratch may be another file system, so this may be a copy.
-        shutil.move(scratch / name, building / name)
+    # Copied, not moved: a kill in here must leave scratch whole for the next attempt.
+    for name in (clip.CHECKPOINTS, clip.CURVES):
+        shutil.copytree(scratch / name, building / name)
+    shutil.copy2(scratch / FACTS, building / FACTS)
     if out.exists():
         shutil.rmtree(out)
     os.replace(building, out)
