@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,11 +45,15 @@ def predict_checkpoints(
         UserError: for a checkpoint that cannot be loaded.
     """
     templates = published_templates()
+    # The prompts are the same for every checkpoint; taking them apart costs as much as encoding.
+    tokens = functools.cache(lambda texts: model.tokenizer(list(texts)))
     model.network.eval()
     parts = []
     for epoch, path in tqdm(checkpoints.items(), desc="evaluating", unit="checkpoint"):
         load_checkpoint(path, model.network)
-        classifier = text_classifier(model.network, model.tokenizer, class_names, templates)
+        classifier = text_classifier(
+            model.network, lambda texts: tokens(tuple(texts)), class_names, templates
+        )
         parts.append(
             pd.DataFrame(
                 {
