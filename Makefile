@@ -29,7 +29,7 @@ data: $(READY)
 	$(BIN)/python -m clip_mixtures sample --out data
 
 check: $(READY)
-	$(BIN)/python stages/check.py --data
+	@$(BIN)/python stages/check.py --data
 
 demo: $(READY)
 	@start=$$(date +%s) && set -e && \

@@ -32,6 +32,7 @@ def main() -> None:
     if args.data:
         _check_data(experiment)
         load_experiment(class_names=_class_names(experiment))
+    print(f"params.yaml{', dvc.yaml and data' if args.data else ' and dvc.yaml'} are in order")
 
 
 def _check_processes(experiment: Experiment) -> None:

@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     sheet.set_defaults(run=_contact_sheet)
 
     preset = commands.add_parser("preset", help="write a preset into params.yaml")
-    preset.add_argument("name", help="name of a file in the presets folder, without .yaml")
+    preset.add_argument("name", help="small, sample, or another file of the presets folder")
     preset.add_argument("--params", type=Path, default=Path("params.yaml"))
     preset.add_argument("--folder", type=Path, default=Path("presets"))
     preset.set_defaults(run=_preset)
