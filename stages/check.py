@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from clip_mixtures.corpora.captions import class_name_of
-from clip_mixtures.corpora.domainnet import read_lists
+from clip_mixtures.corpora.indexing import domain_lists
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.training.config import per_process_batch
 from experiment import Experiment, load_experiment
@@ -43,7 +43,7 @@ def _check_processes(experiment: Experiment) -> None:
 
 
 def _check_data(experiment: Experiment) -> None:
-    root = experiment.corpus.domains_root.parent
+    root = experiment.domains.root.parent
     if not root.is_dir():
         raise UserError(
             f"{root}/: absent; build the sample with `python -m clip_mixtures sample --out {root}` "
@@ -64,7 +64,7 @@ def _check_data(experiment: Experiment) -> None:
 
 
 def _class_names(experiment: Experiment) -> list[str]:
-    lists = read_lists(experiment.corpus.domains_root, experiment.corpus.domains)
+    lists = domain_lists(experiment.domains)
     paths = (line.rsplit(" ", 1)[0] for lines in lists.values() for line in lines)
     return sorted({class_name_of(path) for path in paths})
 

@@ -16,7 +16,8 @@ from clip_mixtures.images import pack
 from clip_mixtures.index import read_index
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.models import create_clip
-from experiment import BUILD, INDEX, Cell, load_experiment
+from clip_mixtures.verification import read_verification
+from experiment import BUILD, INDEX, VERIFICATION, Cell, load_experiment
 
 
 @reports_user_errors
@@ -34,7 +35,8 @@ def main() -> None:
     cell = Cell(args.mixture, args.model, args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = create_clip(experiment.architecture(args.model), device)
-    test = domains.frame[domains.frame["split"] == "test"]
+    verified = read_verification(VERIFICATION / "domains.parquet", len(domains))
+    test = domains.frame[(domains.frame["split"] == "test") & verified["readable"]]
     images = pack(test, domains.root, model.image_size, progress="decoding test images")
     checkpoints = list_checkpoints(BUILD / "runs" / cell.run / "checkpoints")
     predictions = predict_checkpoints(model, checkpoints, images, test, class_names)

@@ -13,39 +13,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from clip_mixtures.corpora.sources import LAYOUTS, Domains, Sources, base_source
 from clip_mixtures.errors import UserError, unknown
-from clip_mixtures.files import read_text
-from clip_mixtures.mixtures.spec import NATURAL_DOMAIN, Mixture, mixture_from_params
+from clip_mixtures.files import read_yaml
+from clip_mixtures.mixtures.spec import (
+    DUPLICATE_POLICIES,
+    NATURAL_DOMAIN,
+    Checks,
+    Mixture,
+    check_defaults,
+    mixture_from_params,
+)
 from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import TrainConfig, train_config_from_params
 
 PARAMS = Path("params.yaml")
 BUILD = Path("build")
 INDEX = BUILD / "index"
+VERIFICATION = BUILD / "verification"
 METRICS = Path("metrics")
 REPORT = Path("report")
 
-_SECTIONS = ("run", "corpus", "test", "mixtures", "models", "train", "evaluate")
+_SECTIONS = ("run", "corpus", "audit", "test", "mixtures", "models", "train", "evaluate")
 _RUN_KEYS = ("mixtures", "models", "seeds")
-_CORPUS_KEYS = ("domains_root", "domains", "base_captions", "base_images")
+_CORPUS_PATHS = ("imagenet_sketch", "imagenet_train", "imagenet_validation", "imagenet_labels")
+_CORPUS_KEYS = ("domains_root", "domains", "layout", "bases")
+_CORPUS_EXTRAS = ("test_share", *_CORPUS_PATHS)
+_AUDIT_KEYS = ("unreadable_share", "duplicates", "near_bits")
 _TEST_KEYS = ("test_domain", "held_out")
 _EVALUATE_KEYS = ("bootstrap_resamples", "bootstrap_seed")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 # What numpy and torch take for a seed.
 _LARGEST_SEED = 2**32 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Where the corpora lie: a folder in DomainNet's layout and a captioned base set."""
-
-    domains_root: Path
-    domains: tuple[str, ...]
-    base_captions: Path
-    base_images: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,10 @@ class Cell:
 class Experiment:
     """All of params.yaml, checked."""
 
-    corpus: Corpus
+    domains: Domains
+    sources: Sources
+    checks: Checks
+    unreadable_share: float
     mixtures: dict[str, Mixture]
     models: dict[str, str]
     train: TrainConfig
@@ -97,13 +99,18 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
-    params = _read(path)
+    params = read_yaml(path)
     _only(params, _SECTIONS, str(path))
-    corpus = _corpus(_section(params, "corpus", _CORPUS_KEYS))
+    corpus = _mapping(params["corpus"], "corpus")
+    domains = _domains(corpus)
+    sources = _sources(corpus, domains)
+    audit = _section(params, "audit", _AUDIT_KEYS)
     defaults = _section(params, "test", _TEST_KEYS)
+    # Checked as a mixture of its own, so that a mistake is reported under its own key.
+    check_defaults(defaults, domains.names or (), class_names)
     mixtures = {
         _checked_key(key, "mixtures"): mixture_from_params(
-            key, value, defaults, corpus.domains, class_names
+            key, value, defaults, domains.names or (), class_names
         )
         for key, value in _mapping(params["mixtures"], "mixtures").items()
     }
@@ -113,7 +120,13 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
     }
     evaluate = _section(params, "evaluate", _EVALUATE_KEYS)
     return Experiment(
-        corpus=corpus,
+        domains=domains,
+        sources=sources,
+        checks=Checks(
+            duplicates=_one_of(audit, "duplicates", DUPLICATE_POLICIES, "audit"),
+            near_bits=_integer(audit, "near_bits", "audit"),
+        ),
+        unreadable_share=_share(audit, "unreadable_share", "audit"),
         mixtures=mixtures,
         models=models,
         train=train_config_from_params(params["train"]),
@@ -121,15 +134,6 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         bootstrap_seed=_integer(evaluate, "bootstrap_seed", "evaluate"),
         cells=_cells(_section(params, "run", _RUN_KEYS), mixtures, models),
     )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        params = YAML(typ="safe").load(read_text(path))
-    # The YAML reader answers an impossible date with a plain ValueError.
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    return _mapping(params, str(path))
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -153,7 +157,13 @@ def _section(params: Mapping[str, Any], name: str, keys: Sequence[str]) -> Mappi
     return section
 
 
-def _corpus(params: Mapping[str, Any]) -> Corpus:
+def _domains(params: Mapping[str, Any]) -> Domains:
+    for key in params:
+        if key not in (*_CORPUS_KEYS, *_CORPUS_EXTRAS):
+            raise unknown("key", key, (*_CORPUS_KEYS, *_CORPUS_EXTRAS), "corpus")
+    missing = [key for key in _CORPUS_KEYS if key not in params]
+    if missing:
+        raise UserError(f"corpus: {', '.join(missing)} missing")
     domains = params["domains"]
     if not _are_different(domains, str) or len(domains) < 2:
         raise UserError(f"corpus.domains: is {domains!r}, not a list of two or more domains")
@@ -162,15 +172,44 @@ def _corpus(params: Mapping[str, Any]) -> Corpus:
             f"corpus.domains: is {domains!r}; one domain must be {NATURAL_DOMAIN!r}, the natural "
             "images that every mixture is compared with"
         )
-    for key in ("domains_root", "base_captions", "base_images"):
-        if not isinstance(params[key], str):
-            raise UserError(f"corpus.{key}: is {params[key]!r}, not a path")
-    return Corpus(
-        domains_root=Path(params["domains_root"]),
-        domains=tuple(domains),
-        base_captions=Path(params["base_captions"]),
-        base_images=Path(params["base_images"]),
+    layout = _one_of(params, "layout", LAYOUTS, "corpus")
+    if "test_share" in params and layout != "folders":
+        raise UserError("corpus.test_share: means nothing beside split lists; layout: folders")
+    found = Domains(_path(params, "domains_root"), tuple(domains), layout)
+    if "test_share" not in params:
+        return found
+    return dataclasses.replace(found, test_share=_share(params, "test_share", "corpus"))
+
+
+def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
+    bases = _mapping(params["bases"] or {}, "corpus.bases")
+    return Sources(
+        domains=domains,
+        bases={
+            _checked_key(key, "corpus.bases"): base_source(key, value, f"corpus.bases.{key}")
+            for key, value in bases.items()
+        },
+        **{key: _path(params, key) for key in _CORPUS_PATHS if key in params},
     )
+
+
+def _path(params: Mapping[str, Any], key: str) -> Path:
+    if not isinstance(params[key], str):
+        raise UserError(f"corpus.{key}: is {params[key]!r}, not a path")
+    return Path(params[key])
+
+
+def _one_of(params: Mapping[str, Any], name: str, allowed: Sequence[str], where: str) -> str:
+    if params[name] not in allowed:
+        raise unknown(name, params[name], allowed, f"{where}.{name}")
+    return str(params[name])
+
+
+def _share(params: Mapping[str, Any], name: str, where: str) -> float:
+    value = params[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"{where}.{name}: is {value!r}; allowed: a share from 0, below 1")
+    return float(value)
 
 
 def _checked_key(key: Any, section: str) -> str:

@@ -26,6 +26,7 @@ STAGES = Path("stages")
 SOURCE = Path("src")
 SCRIPTS = {
     "corpus": "corpus.py",
+    "verify": "verify.py",
     "mixture": "mixture.py",
     "train": "train_clip.py",
     "evaluate": "evaluate.py",

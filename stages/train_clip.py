@@ -14,7 +14,7 @@ from pathlib import Path
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import sha256_file
 from clip_mixtures.training.run import Run, train_run
-from experiment import BUILD, INDEX, Cell, load_experiment
+from experiment import BUILD, Cell, load_experiment
 
 # DVC keeps it in step with the data before any stage runs.
 PINNED_DATA = Path("data.dvc")
@@ -35,9 +35,7 @@ def main() -> None:
         architecture=experiment.architecture(cell.model),
         config=experiment.train,
         seed=cell.seed,
-        captions=experiment.mixture(cell.mixture).captions,
-        selection=BUILD / "mixtures" / cell.mixture / "train.parquet",
-        indices={name: INDEX / f"{name}.parquet" for name in ("base", "domains")},
+        mixture=BUILD / "mixtures" / experiment.mixture(cell.mixture).key,
         data_version=sha256_file(PINNED_DATA) if PINNED_DATA.is_file() else "",
     )
     scratch = Path(os.environ.get("SCRATCH") or "scratch") / "runs"

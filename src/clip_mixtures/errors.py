@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -45,5 +46,8 @@ def reports_user_errors(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(USER_ERROR_STATUS) from None
+        except BrokenPipeError:
+            # Whoever read the output has had enough, as `head` has; Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return wrapped

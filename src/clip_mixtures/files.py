@@ -11,9 +11,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from clip_mixtures.errors import UserError
 
@@ -75,6 +78,22 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it") from error
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UserError: when the file cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        value = YAML(typ="safe").load(read_text(path))
+    # The YAML reader answers an impossible date with a plain ValueError.
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path}: is {value!r}, not a mapping of keys to values")
+    return value
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

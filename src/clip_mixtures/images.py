@@ -21,8 +21,6 @@ from tqdm import tqdm
 
 from clip_mixtures.errors import UserError
 
-_UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError)
-
 
 class ImageReader:
     """Read images of one corpus by index row; archives are opened once and stay open."""
@@ -64,12 +62,9 @@ class ImageReader:
         """
         data = self.read(row)
         try:
-            image: Image.Image = Image.open(io.BytesIO(data))
-            if image.mode == "P" and "transparency" in image.info:
-                # Pillow wants to be told that the colours' own alpha is to be dropped.
-                image = image.convert("RGBA")
-            return image.convert("RGB")
-        except _UNDECODABLE as error:
+            return decode_rgb(data)
+        # Damaged data make Pillow's decoders raise nearly everything there is.
+        except Exception as error:
             place = self._root if pd.isna(row.archive) else self._root / row.archive
             raise UserError(f"{place}: {row.path} is not a readable image ({error})") from error
 
@@ -93,6 +88,20 @@ class ImageReader:
             except OSError as error:
                 raise UserError(f"{path}: {error.strerror}") from error
         return self._descriptors[archive]
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Return an encoded image as RGB, decoded to its last pixel.
+
+    Raises:
+        Exception: what Pillow raises for bytes that are no whole image; its decoders keep to no
+            one type.
+    """
+    image: Image.Image = Image.open(io.BytesIO(data))
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow wants to be told that the colours' own alpha is to be dropped.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:

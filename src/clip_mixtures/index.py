@@ -8,19 +8,26 @@ Parquet rather than a tab-separated text because free captions contain quotes, t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_mixtures.archives import Member
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import replacing
 
 SPLITS = ("train", "test")
+# Rows are read back in groups of this many, of which this many are held at a time.
+_GROUP_ROWS = 1 << 16
+_GROUPS_HELD = 8
 
 SCHEMA = pa.schema(
     [
@@ -80,6 +87,22 @@ class Index:
         return [str(domain) for domain in self.frame["domain"].unique()]
 
 
+def placed(members: Sequence[Member], archive: str | None) -> dict[str, Any]:
+    """Return the schema's columns that say where the bytes of some images are.
+
+    Args:
+        members: the images, in row order, all of one archive or folder.
+        archive: the archive's path from the corpus root; None for a folder, whose images are files.
+    """
+    inside = archive is not None
+    return {
+        "archive": pd.Series([archive] * len(members), dtype="str"),
+        "offset": nullable_integers([member.offset if inside else None for member in members]),
+        "length": nullable_integers([member.length if inside else None for member in members]),
+        "compression": pd.Series([member.compression for member in members], dtype="str"),
+    }
+
+
 def nullable_integers(values: Sequence[int | None]) -> Any:
     """Return a 64-bit integer column in which None is a null and no number becomes a float."""
     return pd.array(list(values), dtype="Int64")
@@ -129,28 +152,90 @@ def write_index(path: Path, index: Index) -> None:
     table = check(index.frame, str(path))
     table = table.replace_schema_metadata({"root": index.root.as_posix()})
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            write_page_checksum=True,
+            row_group_size=_GROUP_ROWS,
+        )
 
 
-def read_index(path: Path, root: Path | None = None) -> Index:
+def read_index(path: Path, root: Path | None = None, columns: Sequence[str] | None = None) -> Index:
     """Read an index.
 
     Args:
         path: the Parquet file.
         root: where the corpus lies now, when it is not where it was indexed.
+        columns: read these alone, where the others are not needed.
 
     Raises:
         UserError: when the file is absent, is no index, or breaks the schema.
     """
+    with _open(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        try:
+            table = file.read(columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+    if b"root" not in metadata and root is None:
+        raise UserError(f"{path}: no corpus root in the metadata; is it an index?")
+    missing = [name for name in columns or () if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: columns missing {missing}; is it an index?")
+    frame = table.to_pandas(ignore_metadata=True)
+    if columns is None:
+        check(frame, str(path))
+    return Index(frame, root or Path(metadata[b"root"].decode()))
+
+
+def read_chunks(
+    path: Path, rows: npt.NDArray[np.int64], columns: Sequence[str], size: int = _GROUP_ROWS
+) -> Iterator[pd.DataFrame]:
+    """Read chosen rows of an index, in the order given, without ever holding all of them.
+
+    Args:
+        path: the Parquet file.
+        rows: (n,) int64 row numbers, in any order; going up is fastest.
+        columns: which columns.
+        size: rows a chunk.
+
+    Yields:
+        Frames of at most ``size`` rows.
+
+    Raises:
+        UserError: when the file is no index, or has no such row.
+    """
+    with _open(path) as file:
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        total = int(ends[-1]) if len(ends) else 0
+        if len(rows) and (rows.min() < 0 or rows.max() >= total):
+            raise UserError(f"{path}: has {total} rows, and row {rows.max()} is asked for")
+        held: collections.OrderedDict[int, pd.DataFrame] = collections.OrderedDict()
+        for start in range(0, len(rows), size):
+            wanted = rows[start : start + size]
+            group_of = np.searchsorted(ends, wanted, side="right")
+            parts, places = [], []
+            for group in map(int, np.unique(group_of)):
+                if group not in held:
+                    table = file.read_row_group(group, columns=list(columns))
+                    held[group] = table.to_pandas(ignore_metadata=True)
+                held.move_to_end(group)
+                here = np.flatnonzero(group_of == group)
+                first = int(ends[group - 1]) if group else 0
+                parts.append(held[group].iloc[wanted[here] - first])
+                places.append(here)
+                while len(held) > _GROUPS_HELD:
+                    held.popitem(last=False)
+            together = pd.concat(parts, ignore_index=True)
+            order = np.argsort(np.concatenate(places), kind="stable")
+            yield together.iloc[order].reset_index(drop=True)
+
+
+def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise UserError(f"{path}: no such index; `dvc repro corpus` builds it")
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
-    metadata = table.schema.metadata or {}
-    if b"root" not in metadata and root is None:
-        raise UserError(f"{path}: no corpus root in the metadata; is it an index?")
-    frame = table.to_pandas()
-    check(frame, str(path))
-    return Index(frame, root or Path(metadata[b"root"].decode()))

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from clip_mixtures.archives import Member, list_members
+from clip_mixtures.archives import Member, list_files
 from clip_mixtures.corpora.captions import (
     SPLIT_ORDER,
+    Lists,
+    caption_lists,
     class_name_of,
     ordered_domains,
-    published_captions,
 )
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import read_text
-from clip_mixtures.index import SCHEMA, Index, nullable_integers
+from clip_mixtures.index import SCHEMA, Index, placed
 
 CORPUS = "domainnet"
 # More would not fit the index, and no corpus has as many classes.
@@ -79,17 +80,28 @@ def index_domainnet(root: Path, domains: Sequence[str], images: bool = True) -> 
     """
     if not domains:
         raise UserError(f"{root}: no domains asked for")
-    lists = read_lists(root, domains)
-    standard = published_captions(lists)
-    aligned = published_captions(lists, aligned=True)
-    parts = [
-        _list_frame(domain, split, lines, standard[domain, split], aligned[domain, split])
-        for (domain, split), lines in lists.items()
+    return index_lists(root, read_lists(root, domains), images)
+
+
+def index_lists(root: Path, lists: Lists, images: bool = True) -> Index:
+    """Index the images of lists; see :func:`index_domainnet`.
+
+    Args:
+        root: the folder with the archives.
+        lists: (domain, "train" | "test") to checked lines.
+        images: find each image in its archive or folder.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {}
+    captions = zip(caption_lists(lists), caption_lists(lists, aligned=True), strict=True)
+    for (key, standard), (_, aligned) in captions:
+        parts.setdefault(key[0], []).append(_list_frame(key, lists[key], standard, aligned))
+    frames = [
+        _with_places(root, domain, pd.concat(rows, ignore_index=True), images)
+        for domain, rows in parts.items()
     ]
-    frame = pd.concat(parts, ignore_index=True)
+    frame = pd.concat(frames, ignore_index=True)
     _check_labels(root, frame)
-    places = _locate(root, ordered_domains(domains), frame["path"]) if images else {}
-    return Index(_with_places(frame, places), root)
+    return Index(frame[SCHEMA.names], root)
 
 
 def _check_labels(root: Path, frame: pd.DataFrame) -> None:
@@ -105,55 +117,40 @@ def _check_labels(root: Path, frame: pd.DataFrame) -> None:
 
 
 def _list_frame(
-    domain: str, split: str, lines: Sequence[str], standard: list[str], aligned: list[str]
+    key: tuple[str, str], lines: Sequence[str], standard: list[str], aligned: list[str]
 ) -> pd.DataFrame:
-    paths = [line.rsplit(" ", 1)[0] for line in lines]
+    domain, split = key
+    pairs = [line.rsplit(" ", 1) for line in lines]
+    paths = [path for path, _ in pairs]
     return pd.DataFrame(
         {
-            "path": paths,
+            "path": pd.Series(paths, dtype="str"),
             "corpus": CORPUS,
             "domain": domain,
-            "class_id": pd.array([int(line.rsplit(" ", 1)[1]) for line in lines], dtype="Int32"),
-            "class_name": [class_name_of(path) for path in paths],
-            "caption": standard,
-            "aligned_caption": aligned,
+            "class_id": pd.array([int(label) for _, label in pairs], dtype="Int32"),
+            "class_name": pd.Series([class_name_of(path) for path in paths], dtype="str"),
+            "caption": pd.Series(standard, dtype="str"),
+            "aligned_caption": pd.Series(aligned, dtype="str"),
             "split": split,
         }
     )
 
 
-def _locate(root: Path, domains: Sequence[str], paths: pd.Series) -> dict[str, tuple[str, Member]]:
-    """Map the paths that lie in a domain's zip to the archive's name and their place in it."""
-    places: dict[str, tuple[str, Member]] = {}
-    for domain in domains:
-        wanted = {path for path in paths if path.startswith(f"{domain}/")}
-        archive = root / f"{domain}.zip"
-        if archive.is_file():
-            members = {member.name: member for member in list_members(archive)}
-            missing = sorted(wanted - members.keys())
-            places |= {path: (archive.name, members[path]) for path in wanted & members.keys()}
-        elif (root / domain).is_dir():
-            archive = root / domain
-            missing = sorted(path for path in wanted if not (root / path).is_file())
-        else:
-            raise UserError(f"{root}: neither {domain}.zip nor a folder {domain}/ is there")
-        if missing:
-            raise UserError(
-                f"{archive}: {len(missing)} of {len(wanted)} listed images are not in it, "
-                f"first {missing[0]!r}; fetch or build the archive again"
-            )
-    return places
-
-
-def _with_places(frame: pd.DataFrame, places: dict[str, tuple[str, Member]]) -> pd.DataFrame:
-    # An image that is a file of its own has no place in an archive.
-    found = [places.get(path, (None, None)) for path in frame["path"]]
-    placed = frame.assign(
-        archive=pd.Series([archive for archive, _ in found], dtype=object),
-        offset=nullable_integers([member.offset if member else None for _, member in found]),
-        length=nullable_integers([member.length if member else None for _, member in found]),
-        compression=pd.Series(
-            [member.compression if member else None for _, member in found], dtype=object
-        ),
-    )
-    return pd.DataFrame(placed[SCHEMA.names])
+def _with_places(root: Path, domain: str, frame: pd.DataFrame, images: bool) -> pd.DataFrame:
+    """Add where the bytes of a domain's images are, in its zip or its folder."""
+    paths = frame["path"]
+    if not images:
+        return frame.assign(**placed([Member("")] * len(frame), None))
+    archive = root / f"{domain}.zip"
+    source = archive if archive.is_file() else root / domain
+    if not source.exists():
+        raise UserError(f"{root}: neither {domain}.zip nor a folder {domain}/ is there")
+    there = {member.name: member for member in list_files(source)}
+    missing = sorted(path for path in paths if path not in there)
+    if missing:
+        raise UserError(
+            f"{source}: {len(missing)} of {len(paths)} listed images are not in it, "
+            f"first {missing[0]!r}; fetch or build the archive again"
+        )
+    members = [there[path] for path in paths]
+    return frame.assign(**placed(members, archive.name if source is archive else None))

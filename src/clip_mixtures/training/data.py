@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 
 from clip_mixtures.files import replacing
@@ -89,13 +88,6 @@ def tokenize(
         for start in range(0, len(captions), _TOKENIZER_CHUNK)
     ]
     return torch.cat(chunks)
-
-
-def captions_of(frame: pd.DataFrame, kind: str) -> list[str]:
-    """Return the captions of index rows; "aligned" falls back to the only caption of a base set."""
-    if kind == "aligned":
-        return [str(text) for text in frame["aligned_caption"].fillna(frame["caption"])]
-    return [str(text) for text in frame["caption"]]
 
 
 def fingerprint(*parts: Any) -> str:

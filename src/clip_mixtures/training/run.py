@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 
-from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json, remove_parts, sha256_file
 from clip_mixtures.index import read_index
-from clip_mixtures.mixtures.build import read_rows
+from clip_mixtures.mixtures.captions import captions_of
+from clip_mixtures.mixtures.store import read_mixture
+from clip_mixtures.scratch import end_with_parent, exclusive
 from clip_mixtures.training import clip
 from clip_mixtures.training.config import TrainConfig
 from clip_mixtures.training.data import (
     TrainingSet,
-    captions_of,
     fingerprint,
     pack_rows,
     source_hash,
     tokenize,
 )
 from clip_mixtures.training.models import ClipModel, create_clip
-from clip_mixtures.training.scratch import end_with_parent, exclusive
 
 FACTS = "training.json"
 # What, of this package, decides what a run computes.
@@ -43,9 +42,7 @@ class Run:
         architecture: an open_clip name, or one of this project's own.
         config: the recipe.
         seed: of weights, order and augmentation.
-        captions: "standard" or "aligned".
-        selection: the mixture's rows (Parquet).
-        indices: index name, as in the selection, to index file.
+        mixture: the folder of the mixture that it trains on.
         data_version: whatever changes when the images do.
     """
 
@@ -53,24 +50,21 @@ class Run:
     architecture: str
     config: TrainConfig
     seed: int
-    captions: str
-    selection: Path
-    indices: Mapping[str, Path]
+    mixture: Path
     data_version: str = ""
 
     def scratch_name(self) -> str:
         """Return a folder name that no other run, data or version of this code would use.
 
         Raises:
-            UserError: when the mixture or an index is missing.
+            UserError: when the mixture or an index is missing, or the index is another one.
         """
-        files = [self.selection, *self.indices.values()]
-        for path in files:
-            if not path.is_file():
-                raise UserError(f"{path}: missing; `dvc repro` makes it")
+        stored = read_mixture(self.mixture)
+        files = [self.mixture / "train.parquet", *stored.indices.values()]
         package = Path(__file__).parents[1]
         code = source_hash(*(package / name for name in _DECIDING_SOURCES))
-        decides = (self.architecture, self.config, self.seed, self.captions, self.data_version)
+        wanted = dataclasses.asdict(stored.mixture)
+        decides = (self.architecture, self.config, self.seed, wanted, self.data_version)
         versions = (code, torch.__version__)
         return f"{self.name}-{fingerprint(*decides, *versions, *map(sha256_file, files))}"
 
@@ -113,16 +107,18 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
 
 
 def _load(run: Run, model: ClipModel, scratch: Path, processes: clip.Processes) -> TrainingSet:
-    indices = {name: read_index(path) for name, path in run.indices.items()}
-    parts = [(indices[name], rows) for name, rows in read_rows(run.selection).items()]
+    stored = read_mixture(run.mixture)
+    rows_of = stored.rows("train")
+    indices = {name: read_index(stored.indices[name]) for name in rows_of}
+    parts = [(indices[name], rows) for name, rows in rows_of.items()]
     packed = scratch / f"images-{model.image_size}.uint8"
     if processes.is_first:
         pack_rows(parts, model.image_size, packed, write=True)
     clip.wait_for_all(processes)
     captions = [
         caption
-        for index, rows in parts
-        for caption in captions_of(index.frame.iloc[rows], run.captions)
+        for name, rows in rows_of.items()
+        for caption in captions_of(name, indices[name].frame.iloc[rows], stored.mixture)
     ]
     images = pack_rows(parts, model.image_size, packed, write=False)
     return TrainingSet(images, tokenize(captions, model.tokenizer))

@@ -1,0 +1,142 @@
+"""Commands that bring the corpora in: download, index, verify."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clip_mixtures.errors import UserError
+
+
+def _download(args: argparse.Namespace) -> None:
+    from clip_mixtures.corpora.download import download_dataset
+
+    files = download_dataset(args.dataset, args.out, only=args.only, mirror=args.mirror)
+    print(f"{args.out}: {len(files)} files of {args.dataset} are there and whole")
+
+
+def _index(args: argparse.Namespace) -> None:
+    from clip_mixtures.corpora.indexing import write_indices
+    from clip_mixtures.corpora.sources import Domains, Sources
+
+    if args.domainnet and args.folders:
+        raise UserError("--domainnet and --folders: both make domains.parquet; give one of them")
+    domains = None
+    names = tuple(args.domains) if args.domains else None
+    if args.domainnet:
+        domains = Domains(args.domainnet, names, images=not args.no_images)
+    elif args.folders:
+        if args.no_images:
+            raise UserError("--no-images: with --folders the images are the lists; leave it out")
+        domains = Domains(args.folders, names, "folders", test_share=args.test_share)
+    sources = Sources(
+        domains=domains,
+        bases=_bases(args),
+        imagenet_sketch=args.imagenet_sketch,
+        imagenet_train=args.imagenet_train,
+        imagenet_validation=args.imagenet_validation,
+        imagenet_labels=args.imagenet_labels,
+    )
+    for line in write_indices(sources, args.out):
+        print(line)
+
+
+def _bases(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the base sets that the command line names."""
+    bases: dict[str, dict[str, Any]] = {}
+    if args.imagenet_captions:
+        bases["imagenet-captions"] = {
+            "format": "imagenet_captions",
+            "captions": args.imagenet_captions,
+            "images": args.imagenet_images,
+            "split": args.split_file,
+        }
+    for name, tsv in args.tsv or []:
+        bases[name] = {"format": "tsv", "train": Path(tsv), "images": args.tsv_images}
+        bases[name] |= {"validation": args.tsv_validation, "quoted": args.quoted}
+    for name, shards in args.webdataset or []:
+        bases[name] = {"format": "webdataset", "shards": Path(shards)}
+        bases[name]["validation_per_mille"] = args.validation_per_mille
+    return bases
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from clip_mixtures.index import read_index
+    from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
+
+    files = sorted(args.index.glob("*.parquet")) if args.index.is_dir() else [args.index]
+    if not files:
+        raise UserError(f"{args.index}: no index in it; the command `index` makes one")
+    for path in files:
+        index = read_index(path)
+        table = write_verification(
+            index,
+            args.out / path.name,
+            args.scratch,
+            workers=args.workers,
+            progress=f"verifying {path.stem}",
+        )
+        unreadable = quarantine(table, index)
+        print(f"{path.stem}: {len(table)} images, {len(unreadable)} unreadable, {remarks(table)}")
+        for reason, name in zip(unreadable["reason"], unreadable["path"], strict=True):
+            print(f"  {reason}: {name}")
+        check_share(table, args.unreadable_share, path.stem)
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to a parser's."""
+    from clip_mixtures.corpora.download import datasets
+
+    download = commands.add_parser("download", help="fetch a public corpus, or go on fetching it")
+    download.add_argument("dataset", choices=datasets())
+    download.add_argument("--out", type=Path, required=True, help="folder to put it in")
+    download.add_argument("--only", nargs="+", metavar="FILE", help="these files alone")
+    download.add_argument("--mirror", metavar="URL", help="where the files lie by their bare names")
+    download.set_defaults(run=_download)
+
+    index = commands.add_parser("index", help="list every image of the corpora once")
+    index.add_argument("--out", type=Path, required=True, help="folder for the indices")
+    index.add_argument("--domainnet", type=Path, help="folder with DomainNet's lists and zips")
+    index.add_argument("--folders", type=Path, help="folder of <domain>/<class>/<image>, or zips")
+    index.add_argument("--domains", nargs="+", metavar="NAME", help="these domains alone")
+    index.add_argument(
+        "--no-images", action="store_true", help="index DomainNet's lists without the images"
+    )
+    index.add_argument(
+        "--test-share", type=float, default=0.3, help="of --folders' images (%(default)s)"
+    )
+    index.add_argument("--imagenet-captions", type=Path, metavar="JSON")
+    index.add_argument("--imagenet-images", type=Path, help="tar or folder of its images")
+    index.add_argument("--split-file", type=Path, help="JSON naming its train and val files")
+    index.add_argument(
+        "--tsv", nargs=2, action="append", metavar=("NAME", "TSV"), help="a base set such as CC3M"
+    )
+    index.add_argument("--tsv-images", type=Path, help="archive or folder of its images")
+    index.add_argument("--tsv-validation", type=Path, help="its validation rows")
+    index.add_argument("--quoted", action="store_true", help="its fields are quoted where needed")
+    index.add_argument(
+        "--webdataset",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "SHARDS"),
+        help="a base set of tar shards such as CC12M",
+    )
+    index.add_argument(
+        "--validation-per-mille", type=int, default=0, help="of --webdataset (%(default)s)"
+    )
+    index.add_argument("--imagenet-sketch", type=Path, help="folder or zip")
+    index.add_argument("--imagenet-train", type=Path, help="tar of tars or folder")
+    index.add_argument("--imagenet-validation", type=Path, help="tar or folder")
+    index.add_argument("--imagenet-labels", type=Path, help="devkit or CSV, for a flat tar")
+    index.set_defaults(run=_index)
+
+    verify = commands.add_parser("verify", help="open every image once; list what is unreadable")
+    verify.add_argument("--index", type=Path, required=True, help="an index or a folder of them")
+    verify.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    verify.add_argument("--scratch", type=Path, default=Path("scratch") / "verification")
+    verify.add_argument("--workers", type=int, help="processes to read with (all cores)")
+    verify.add_argument(
+        "--unreadable-share", type=float, default=0.001, help="more is an error (%(default)s)"
+    )
+    verify.set_defaults(run=_verify)
