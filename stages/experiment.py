@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_mixtures.corpora.sources import LAYOUTS, Domains, Sources, base_source
+from clip_mixtures.corpora.sources import LAYOUTS, Domains, Sources, base_source, check_name
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import read_yaml
 from clip_mixtures.mixtures.spec import (
@@ -178,7 +178,7 @@ def _domains(params: Mapping[str, Any]) -> Domains:
     found = Domains(_path(params, "domains_root"), tuple(domains), layout)
     if "test_share" not in params:
         return found
-    return dataclasses.replace(found, test_share=_share(params, "test_share", "corpus"))
+    return dataclasses.replace(found, test_share=_inner_share(params, "test_share", "corpus"))
 
 
 def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
@@ -186,7 +186,7 @@ def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
     return Sources(
         domains=domains,
         bases={
-            _checked_key(key, "corpus.bases"): base_source(key, value, f"corpus.bases.{key}")
+            check_name(key, "corpus.bases"): base_source(key, value, f"corpus.bases.{key}")
             for key, value in bases.items()
         },
         **{key: _path(params, key) for key in _CORPUS_PATHS if key in params},
@@ -203,6 +203,13 @@ def _one_of(params: Mapping[str, Any], name: str, allowed: Sequence[str], where:
     if params[name] not in allowed:
         raise unknown(name, params[name], allowed, f"{where}.{name}")
     return str(params[name])
+
+
+def _inner_share(params: Mapping[str, Any], name: str, where: str) -> float:
+    share = _share(params, name, where)
+    if share == 0:
+        raise UserError(f"{where}.{name}: is {params[name]!r}; allowed: a share between 0 and 1")
+    return share
 
 
 def _share(params: Mapping[str, Any], name: str, where: str) -> float:

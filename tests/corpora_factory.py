@@ -8,15 +8,21 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from clip_mixtures.corpora.conceptual_captions import index_tsv
+from clip_mixtures.corpora.domainnet import index_domainnet
 from clip_mixtures.corpora.imagenet_captions import default_split
+from clip_mixtures.corpora.imagenet_sketch import index_imagenet_sketch
 from clip_mixtures.corpora.png import encode_png
-from clip_mixtures.index import Index
+from clip_mixtures.index import Index, read_index, write_index
+from clip_mixtures.mixtures.spec import Mixture, mixture_from_params
+from clip_mixtures.verification import write_verification
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -42,6 +48,54 @@ class TinyCorpus:
     base_images: Path
     domains: Index
     base: Index
+
+
+class Corpora:
+    """Domains, a base set and ImageNet-Sketch as folders, whose files a test may replace.
+
+    ``polar bear`` in ``sketch`` is what the mixtures of a test hold out.
+    """
+
+    domains = ("painting", "real", "sketch")
+    classes = ("ant", "bee", "polar bear")
+    # Of classes that have no counterpart in DomainNet, so that they are added to mixtures.
+    synsets = ("n01629819", "n01632458")
+
+    def __init__(
+        self, root: Path, captions: Sequence[str] = ("one", "two", "three"), test: int = 2
+    ) -> None:
+        self.root = root
+        make_domainnet(root / "domains", self.domains, self.classes, test=test, archive=False)
+        make_tsv_base(root / "base", captions)
+        make_imagenet(root / "in" / "sketch", self.synsets)
+
+    def file(self, path: str) -> Path:
+        """Return the file of a path of one of the indices."""
+        places = [self.root / folder / path for folder in ("domains", "base", "in")]
+        (found,) = [place for place in places if place.is_file()]
+        return found
+
+    def index(self) -> Path:
+        """Index everything there is; return the folder of the indices."""
+        base = self.root / "base"
+        return write_indices(
+            self.root / "indices",
+            {
+                "domains": index_domainnet(self.root / "domains", self.domains),
+                "base-tiny": index_tsv("tiny", base / "captions.tsv", None, base / "images").index,
+                "imagenet_sketch": index_imagenet_sketch(self.root / "in" / "sketch"),
+            },
+        )
+
+    def verify(self) -> Path:
+        """Verify everything that is indexed; return the folder of the tables."""
+        return verify_all(self.root / "indices", self.root / "verification")
+
+    def mixture(self, **params: Any) -> Mixture:
+        """Return a mixture, everything of all domains unless something else is said."""
+        defaults = {"test_domain": "sketch", "held_out": ["polar bear"]}
+        params = {"kind": "cg_high_diversity", "subsample": False} | params
+        return mixture_from_params("tested", params, defaults, self.domains, self.classes)
 
 
 def tiny_image(path: str, size: int = 16, group: str = "") -> Pixels:
@@ -92,6 +146,16 @@ def make_domainnet(
     return images
 
 
+def replace_in_zip(path: Path, images: Mapping[str, bytes]) -> None:
+    """Write a zip anew with other bytes for some of its members."""
+    with zipfile.ZipFile(path) as file:
+        members = {info.filename: file.read(info) for info in file.infolist()}
+    assert members.keys() >= images.keys()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, data in (members | dict(images)).items():
+            file.writestr(name, data)
+
+
 def make_base(folder: Path, images: int = 12, size: int = 16) -> dict[str, Pixels]:
     """Write ``captions.json`` and ``images.tar``, a tar of tars, with images of both splits.
 
@@ -118,6 +182,42 @@ def make_base(folder: Path, images: int = 12, size: int = 16) -> dict[str, Pixel
     }
     (folder / "images.tar").write_bytes(tar_bytes(inner))
     return pixels
+
+
+def make_tsv_base(folder: Path, captions: Sequence[str], size: int = 16) -> Index:
+    """Write ``captions.tsv`` and a folder ``images`` with one image a caption; index them."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = ["filepath\ttitle\n"]
+    for number, caption in enumerate(captions):
+        path = f"images/b{number}.png"
+        (folder / path).write_bytes(encode_png(tiny_image(path, size)))
+        lines.append(f"{path}\t{caption}\n")
+    (folder / "captions.tsv").write_text("".join(lines), encoding="utf-8")
+    return index_tsv("tiny", folder / "captions.tsv", None, folder / "images").index
+
+
+def make_imagenet(folder: Path, synsets: Sequence[str], each: int = 2, size: int = 16) -> None:
+    """Write ``<folder>/<synset>/<file>``, as ImageNet and ImageNet-Sketch lie unpacked."""
+    for synset in synsets:
+        (folder / synset).mkdir(parents=True)
+        for number in range(each):
+            path = f"{folder.name}/{synset}/{synset}_{number}.png"
+            (folder.parent / path).write_bytes(encode_png(tiny_image(path, size, synset)))
+
+
+def write_indices(folder: Path, indices: Mapping[str, Index]) -> Path:
+    """Write indices by name into a folder, as the stage `corpus` does."""
+    for name, index in indices.items():
+        write_index(folder / f"{name}.parquet", index)
+    return folder
+
+
+def verify_all(indices: Path, out: Path) -> Path:
+    """Verify every index of a folder, as the stage `verify` does."""
+    for path in sorted(indices.glob("*.parquet")):
+        scratch = out.with_name(f"{out.name}-scratch")
+        write_verification(read_index(path), out / path.name, scratch, workers=1)
+    return out
 
 
 def tar_bytes(members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:

@@ -208,7 +208,7 @@ def test_base_reader_accepts_the_sample(sample: Path) -> None:
         sample / "base" / "captions.json", sample / "base" / "images.tar"
     )
     check(found.index.frame)
-    assert found.without_image == 0
+    assert found.left_out == {}
     captions = dict(zip(found.index.frame["path"], found.index.frame["caption"], strict=True))
     # Things that are no class; neither a face nor what has no category is one.
     assert captions == {

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from clip_mixtures.corpora.classes import published_held_out
+from clip_mixtures.corpora.sources import Domains, Sources
 from clip_mixtures.errors import UserError
+from clip_mixtures.mixtures.spec import Checks
 from experiment import Cell, load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +54,83 @@ def test_the_shipped_experiment_is_the_four_mixtures() -> None:
     assert {cell.run for cell in experiment.cells} >= {"cg-low-sample-rn-s0"}
 
 
+def both(*changes: Change) -> Change:
+    def change(params: Any) -> None:
+        for one in changes:
+            one(params)
+
+    return change
+
+
+def without(*keys: str) -> Change:
+    def change(params: Any) -> None:
+        for key in keys[:-1]:
+            params = params[key]
+        del params[keys[-1]]
+
+    return change
+
+
+def test_corpus_and_audit_are_what_the_file_says(changed: Callable[[Change], Path]) -> None:
+    base = {"format": "imagenet_captions", "captions": "in/captions.json", "images": "in.tar"}
+    corpus = {
+        "layout": "domainnet",
+        "domains_root": "data/dn",
+        "domains": ["sketch", "real"],
+        "bases": {"in": base},
+    }
+    audit = {"unreadable_share": 0.25, "duplicates": "report", "near_bits": 7}
+    experiment = load_experiment(
+        changed(both(setting("corpus", to=corpus), setting("audit", to=audit)))
+    )
+    paths = {"captions": Path("in/captions.json"), "images": Path("in.tar")}
+    assert experiment.domains == Domains(Path("data/dn"), ("sketch", "real"), "domainnet")
+    assert experiment.sources == Sources(experiment.domains, {"in": {**base, **paths}})
+    assert experiment.checks == Checks(duplicates="report", near_bits=7)
+    assert experiment.unreadable_share == 0.25
+
+
+def test_every_corpus_that_can_be_named_is_taken(changed: Callable[[Change], Path]) -> None:
+    paths = ["imagenet_sketch", "imagenet_train", "imagenet_validation", "imagenet_labels"]
+    cc = {"format": "tsv", "train": "cc/train.tsv", "quoted": True}
+    path = changed(
+        both(
+            *(setting("corpus", name, to=f"in/{name}") for name in paths),
+            setting("corpus", "bases", "cc3m", to=cc),
+            setting("audit", to={"unreadable_share": 0, "duplicates": "remove", "near_bits": 0}),
+        )
+    )
+    experiment = load_experiment(path)
+    assert [getattr(experiment.sources, name) for name in paths] == [
+        Path("in") / name for name in paths
+    ]
+    assert list(experiment.sources.bases) == ["sample", "cc3m"]
+    assert experiment.sources.bases["cc3m"] == {**cc, "train": Path("cc/train.tsv")}
+    assert experiment.checks == Checks(duplicates="remove", near_bits=0)
+    assert experiment.unreadable_share == 0
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_corpus_may_have_no_base_set(changed: Callable[[Change], Path], nothing: Any) -> None:
+    experiment = load_experiment(changed(setting("corpus", "bases", to=nothing)))
+    assert experiment.sources.bases == {}
+
+
+def test_folders_of_ones_own_say_which_share_tests(changed: Callable[[Change], Path]) -> None:
+    in_folders = setting("corpus", "layout", to="folders")
+    assert load_experiment(changed(in_folders)).domains.test_share == Domains(Path()).test_share
+    domains = load_experiment(
+        changed(both(in_folders, setting("corpus", "test_share", to=0.25)))
+    ).domains
+    assert (domains.layout, domains.test_share) == ("folders", 0.25)
+
+
+def test_the_studys_classes_need_not_be_listed(changed: Callable[[Change], Path]) -> None:
+    experiment = load_experiment(changed(setting("test", "held_out", to="published")))
+    for mixture in experiment.mixtures.values():
+        assert mixture.held_out == published_held_out()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -72,7 +152,102 @@ def test_the_shipped_experiment_is_the_four_mixtures() -> None:
         (setting("mixtures", "a.b", to={"kind": "natural_only"}), r"'a\.b' must be letters"),
         (setting("evaluate", "bootstrap_resamples", to=3), "from 100"),
         (setting("trian", to={}), "'trian'; did you mean 'train'"),
-        (lambda params: params.pop("evaluate"), "evaluate missing"),
+        (without("evaluate"), "evaluate missing"),
+        # The corpus
+        (setting("corpus", to=["data"]), r"^corpus: is \['data'\], not a mapping"),
+        (without("corpus", "bases"), "^corpus: bases missing"),
+        (without("corpus", "layout"), "^corpus: layout missing"),
+        (setting("corpus", "images", to="x"), "^corpus: unknown key 'images'"),
+        (setting("corpus", "test_shar", to=0.3), "'test_shar'; did you mean 'test_share'"),
+        (
+            setting("corpus", "layout", to="folder"),
+            r"^corpus\.layout: unknown layout 'folder'; did you mean 'folders'",
+        ),
+        (setting("corpus", "layout", to=["folders"]), r"^corpus\.layout: unknown layout \["),
+        (setting("corpus", "imagenet_sketch", to=3), r"^corpus\.imagenet_sketch: is 3, not a path"),
+        (setting("corpus", "imagenet_labels", to=None), r"^corpus\.imagenet_labels: is None"),
+        (setting("corpus", "bases", to=["cc3m"]), r"^corpus\.bases: is \['cc3m'\], not a mapping"),
+        (setting("corpus", "bases", "a/b", to={}), r"^corpus\.bases: 'a/b' must be letters"),
+        (setting("corpus", "bases", "cc", to="x.tsv"), r"^corpus\.bases\.cc: is 'x\.tsv'"),
+        (
+            setting("corpus", "bases", "sample", "format", to="imagenet-captions"),
+            r"^corpus\.bases\.sample\.format: .* did you mean 'imagenet_captions'",
+        ),
+        (
+            without("corpus", "bases", "sample", "captions"),
+            r"^corpus\.bases\.sample: captions missing",
+        ),
+        (
+            setting("corpus", "bases", "sample", "train_files", to="x"),
+            r"^corpus\.bases\.sample: unknown key 'train_files'",
+        ),
+        (setting("corpus", "test_share", to=0.3), r"^corpus\.test_share: means nothing beside"),
+        *(
+            (
+                both(
+                    setting("corpus", "layout", to="folders"),
+                    setting("corpus", "test_share", to=share),
+                ),
+                rf"^corpus\.test_share: is {share!r}; allowed: a share",
+            )
+            for share in (0, 1, 1.5, -0.1, "0.3", True, None)
+        ),
+        # The audit
+        (without("audit"), "audit missing"),
+        (setting("audit", to=None), "^audit: is None, not a mapping"),
+        (without("audit", "near_bits"), "^audit: near_bits missing"),
+        (
+            setting("audit", "near_bit", to=4),
+            "^audit: unknown key 'near_bit'; did you mean 'near_b",
+        ),
+        (
+            setting("audit", "duplicates", to="removed"),
+            r"^audit\.duplicates: unknown duplicates 'removed'; did you mean 'remove'",
+        ),
+        *(
+            (
+                setting("audit", "unreadable_share", to=share),
+                rf"^audit\.unreadable_share: is {share}",
+            )
+            for share in (1, -0.001, float("nan"), True, None)
+        ),
+        (setting("audit", "unreadable_share", to="1 %"), r"^audit\.unreadable_share: is '1 %'"),
+        *(
+            (
+                setting("audit", "near_bits", to=bits),
+                rf"^audit\.near_bits: is {bits}; allowed: a whole",
+            )
+            for bits in (-1, 2.5, True, None)
+        ),
+        # What holds for every mixture is named there, not under the first mixture.
+        (setting("test", to=["sketch"]), r"^test: is \['sketch'\], not a mapping"),
+        (without("test", "held_out"), "^test: held_out missing"),
+        (
+            setting("test", "held-out", to=["ant"]),
+            "^test: unknown key 'held-out'; did you mean 'hel",
+        ),
+        (
+            setting("test", "test_domain", to="sketsh"),
+            r"^test\.test_domain: .*did you mean 'sketch'",
+        ),
+        (setting("test", "test_domain", to="real"), r"^test\.test_domain: 'real' is the natural"),
+        (setting("test", "test_domain", to="infograph"), r"^test\.test_domain: unknown"),
+        (setting("test", "held_out", to=[]), r"^test\.held_out: is \[\]; allowed: a list of"),
+        (setting("test", "held_out", to="ant"), r"^test\.held_out: is 'ant'; .*'published'"),
+        (setting("test", "held_out", to=None), r"^test\.held_out: is None"),
+        (
+            setting("test", "held_out", to=["ant", "bee", "ant"]),
+            r"^test\.held_out: class 'ant' is listed twice",
+        ),
+        # A mixture's own are named under the mixture.
+        (
+            setting("mixtures", "cg-low", "held_out", to=["ant", "ant"]),
+            r"^mixtures\.cg-low\.held_out: class 'ant' is listed twice",
+        ),
+        (
+            setting("mixtures", "cg-low", "captions", to="neutral"),
+            r"^mixtures\.cg-low\.captions: unknown captions 'neutral'",
+        ),
     ],
 )
 def test_a_mistake_is_named(
@@ -83,8 +258,21 @@ def test_a_mistake_is_named(
 
 
 def test_a_held_out_class_must_be_in_the_corpus() -> None:
-    with pytest.raises(UserError, match=r"held_out: unknown class 'ambulance'"):
+    with pytest.raises(UserError, match=r"^test\.held_out: unknown class 'ambulance'"):
         load_experiment(PARAMS, class_names=["cat", "dog"])
+
+
+def test_a_class_that_one_mixture_holds_out_must_be_in_the_corpus(
+    changed: Callable[[Change], Path],
+) -> None:
+    path = changed(
+        both(
+            setting("test", "held_out", to=["cat"]),
+            setting("mixtures", "cg-high", "held_out", to=["dogg"]),
+        )
+    )
+    with pytest.raises(UserError, match=r"^mixtures\.cg-high\.held_out: .*did you mean 'dog'"):
+        load_experiment(path, class_names=["cat", "dog"])
 
 
 def test_no_file_no_yaml_no_mapping(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from clip_mixtures.files import (
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
+    read_yaml,
     replacing,
     sha256_file,
 )
@@ -125,6 +126,44 @@ def test_json_refuses_what_it_has_no_word_for(tmp_path: Path, value: float) -> N
     with pytest.raises(ValueError, match="not JSON compliant"):
         atomic_write_json(path, {"accuracy": [0.5, value]})
     assert path.read_text() == "old"
+
+
+def test_yaml_mapping_is_read_with_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1.0e-3\nb: [yes, true, 012, ~]\nc: {d: é}\n", encoding="utf-8")
+    # Of YAML 1.2, in which "yes" is a word and 012 a decimal number.
+    assert read_yaml(path) == {"a": 1e-3, "b": ["yes", True, 12, None], "c": {"d": "é"}}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(b"a: [1", "not valid YAML", id="cut off"),
+        pytest.param(b"a: 1\na: 2\n", "not valid YAML", id="key twice"),
+        pytest.param(b"a: 2024-02-30", "not valid YAML", id="impossible date"),
+        pytest.param(b"a: !!python/object:os.system x", "not valid YAML", id="code"),
+        pytest.param(b"a: \x00", "not valid YAML", id="control character"),
+        pytest.param(b"", "is None, not a mapping", id="empty"),
+        pytest.param(b"- a\n", r"is \['a'\], not a mapping", id="list"),
+        pytest.param(b"a\n", "is 'a', not a mapping", id="text"),
+        pytest.param(b"a: \xff\n", "not UTF-8", id="not UTF-8"),
+    ],
+)
+def test_yaml_that_is_no_mapping_is_named_in_one_line(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"a\.yaml: {message}") as raised:
+        read_yaml(path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_absent_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.yaml: No such file"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="directory"):
+        read_yaml(tmp_path)
 
 
 def test_sha256_file_equals_the_published_value(tmp_path: Path) -> None:

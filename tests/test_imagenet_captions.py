@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -13,8 +14,8 @@ from corpora_factory import make_base, tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clip_mixtures.corpora.base import BaseIndex
 from clip_mixtures.corpora.imagenet_captions import (
-    BaseIndex,
     base_caption,
     default_split,
     index_imagenet_captions,
@@ -44,8 +45,13 @@ def index_of(folder: Path, entries: Any, files: tuple[str, ...] = ("a.jpg", "b.j
         ),
         ({"title": "Lion", "tags": [], "description": "At noon."}, "Lion; At noon."),
         ({"title": "", "tags": ["zoo"], "description": ""}, "zoo"),
-        ({"title": " \t", "tags": ["zoo"], "description": "\n"}, "zoo"),
-        ({"title": "Two\r\n lines", "description": " a\t\tb \n\nc "}, "Two lines; a b c"),
+        # The published rule: what is only white space is joined as well,
+        ({"title": " \t", "tags": ["zoo"], "description": "\n"}, "; zoo;"),
+        # a line break is a space beside the spaces around it,
+        ({"title": "Two\r\n lines", "description": " a\t\tb \n\nc "}, "Two  lines; a b  c"),
+        ({"title": "a\v\r\n\n b\rc", "description": " \f "}, "a  b c;"),
+        # and spaces without a width are no spaces.
+        ({"title": "ze\u200bro \u2060\ufeff\twidth", "tags": ["\u200b"]}, "zero width;"),
         ({"title": None, "tags": None, "description": None}, ""),
         ({}, ""),
         ({"title": 1984, "tags": [7, "x"]}, "1984; 7 x"),
@@ -57,16 +63,30 @@ def test_caption_rule(entry: dict[str, Any], caption: str) -> None:
     assert base_caption(entry) == caption
 
 
-@given(
-    title=st.text(max_size=20),
-    tags=st.lists(st.text(max_size=8), max_size=3),
-    description=st.text(max_size=20),
+texts = st.text(
+    alphabet=st.sampled_from("aé;.\u200b\ufeff \t\r\n\v\f\x85\u2028\u3000"), max_size=12
 )
-def test_caption_is_one_line_with_every_word(title: str, tags: list[str], description: str) -> None:
+
+
+@given(title=texts, tags=st.lists(texts, max_size=3), description=texts)
+def test_caption_follows_the_published_rule(title: str, tags: list[str], description: str) -> None:
     caption = base_caption({"title": title, "tags": tags, "description": description})
-    assert caption == " ".join(caption.split())
-    words = [*title.split(), *" ".join(tags).split(), *description.split()]
-    assert caption.replace(";", "").split() == " ".join(words).replace(";", "").split()
+    joined = "; ".join(part for part in (title, " ".join(tags), description) if part)
+    for character in "\u200b\u2060\ufeff":
+        joined = joined.replace(character, "")
+    breaks = joined.replace("\r\n", "\n").replace("\v", "\n")
+    # A run of one kind, breaks or other white space, becomes one space; words stay.
+    runs = itertools.groupby(breaks, key=lambda c: "break" if c == "\n" else c.isspace())
+    expected = "".join(" " if kind else "".join(run) for kind, run in runs)
+    assert caption == expected.strip()
+
+
+@given(title=st.text(max_size=20), description=st.text(max_size=20))
+def test_caption_is_one_line_of_text(title: str, description: str) -> None:
+    caption = base_caption({"title": title, "description": description})
+    assert len(caption.splitlines()) <= 1
+    assert caption == caption.strip()
+    assert caption.encode("utf-8").decode("utf-8") == caption
 
 
 def test_default_split_keeps_the_published_share() -> None:
@@ -106,24 +126,68 @@ def test_split_does_not_depend_on_order_or_company(tmp_path: Path) -> None:
     assert splits(entries[:20]).items() <= whole.items()
 
 
+def write_split(folder: Path, value: Any) -> Path:
+    path = folder / "split.json"
+    path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+    return path
+
+
 def test_split_file_takes_the_place_of_the_hash(tmp_path: Path) -> None:
     make_base(tmp_path, images=6)
     names = [entry["filename"] for entry in json.loads((tmp_path / "captions.json").read_text())]
-    index = index_imagenet_captions(
-        tmp_path / "captions.json", tmp_path / "images.tar", train_files={names[5], names[0]}
-    ).index
-    assert list(index.frame["split"]) == ["train", *["test"] * 4, "train"]
+    split = write_split(
+        tmp_path, {"train": [names[5], names[0], "gone.png"], "val": [names[2], names[1]]}
+    )
+    found = index_imagenet_captions(
+        tmp_path / "captions.json", tmp_path / "images.tar", split=split
+    )
+    frame = found.index.frame
+    names_found = [path.rsplit("/", 1)[-1] for path in frame["path"]]
+    splits = dict(zip(names_found, frame["split"], strict=True))
+    assert splits == {names[0]: "train", names[1]: "test", names[2]: "test", names[5]: "train"}
+    # A name of the split without an entry is nothing that was left out of the entries.
+    assert found.left_out == {"in no split": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param(b"{", "not a split file", id="cut off"),
+        pytest.param(["a.jpg"], "not a split file", id="list"),
+        pytest.param({"train": ["a.jpg"]}, "not a split file.*'val'", id="no validation"),
+        pytest.param({"train": [["a.jpg"]], "val": []}, "not a split file", id="list in a list"),
+        pytest.param({"train": 3, "val": []}, "not a split file", id="number"),
+        pytest.param(
+            {"train": ["b.jpg", "a.jpg"], "val": ["a.jpg"]},
+            r"1 files in both train and val, first 'a\.jpg'",
+            id="both",
+        ),
+    ],
+)
+def test_fault_in_the_split_file_is_named(tmp_path: Path, value: Any, message: str) -> None:
+    make_base(tmp_path)
+    split = write_split(tmp_path, value)
+    with pytest.raises(UserError, match=rf"split\.json: .*{message}"):
+        index_imagenet_captions(tmp_path / "captions.json", tmp_path / "images.tar", split=split)
+
+
+def test_split_that_names_no_image_is_refused(tmp_path: Path) -> None:
+    make_base(tmp_path)
+    split = write_split(tmp_path, {"train": ["x"], "val": []})
+    with pytest.raises(UserError, match=r"none of its 12 captions .* a place in a split"):
+        index_imagenet_captions(tmp_path / "captions.json", tmp_path / "images.tar", split=split)
 
 
 def test_tar_of_tars_is_indexed_in_the_captions_order(tmp_path: Path) -> None:
     images = make_base(tmp_path, images=10)
     found = index_imagenet_captions(tmp_path / "captions.json", tmp_path / "images.tar")
     frame = found.index.frame
-    assert found.without_image == 0
+    assert found.left_out == {}
     assert found.index.root == tmp_path
     assert [path.rsplit("/", 1)[-1] for path in frame["path"]] == list(images)
     assert set(frame["archive"]) == {"images.tar"}
-    assert set(frame["corpus"]) == set(frame["domain"]) == {"base"}
+    assert set(frame["corpus"]) == {"imagenet_captions"}
+    assert set(frame["domain"]) == {"base"}
     assert frame["caption"][3] == "thing 3; tiny tag3; A thing, number 3."
     assert frame[["class_id", "class_name", "aligned_caption"]].isna().all(axis=None)
     check(frame)
@@ -153,12 +217,49 @@ def test_captions_without_an_image_are_counted(tmp_path: Path) -> None:
     entries = [{"filename": f"{name}.jpg", "title": name} for name in "abcde"]
     found = index_of(tmp_path, entries)
     assert list(found.index.frame["caption"]) == ["a", "b"]
-    assert found.without_image == 3
+    assert found.left_out == {"without image": 3}
 
 
-def test_image_without_a_word_is_left_out(tmp_path: Path) -> None:
+def test_image_without_a_word_stays_as_in_the_published_set(tmp_path: Path) -> None:
     entries = [{"filename": "a.jpg", "title": " "}, {"filename": "b.jpg", "title": "b"}]
-    assert list(index_of(tmp_path, entries).index.frame["path"]) == ["images/b.jpg"]
+    found = index_of(tmp_path, entries)
+    assert list(found.index.frame["path"]) == ["images/a.jpg", "images/b.jpg"]
+    assert list(found.index.frame["caption"]) == ["", "b"]
+    assert found.left_out == {}
+    check(found.index.frame)
+
+
+def test_name_that_comes_again_is_counted_and_its_first_caption_stays(tmp_path: Path) -> None:
+    entries = [
+        {"filename": name, "title": f"{number}"}
+        for number, name in enumerate(("a.jpg", "x.jpg", "a.jpg", "b.jpg", "a.jpg", "x.jpg"))
+    ]
+    found = index_of(tmp_path, entries)
+    assert list(found.index.frame["caption"]) == ["0", "3"]
+    assert found.left_out == {"without image": 2, "named before": 2}
+    assert len(entries) == len(found.index) + sum(found.left_out.values())
+
+
+def test_captions_alone_are_indexed_by_synset(tmp_path: Path) -> None:
+    captions = tmp_path / "captions.json"
+    entries = [{"filename": f"{name}.JPEG", "wnid": "n01440764", "title": name} for name in "ab"]
+    captions.write_text(json.dumps(entries))
+    found = index_imagenet_captions(captions, None)
+    assert list(found.index.frame["path"]) == ["n01440764/a.JPEG", "n01440764/b.JPEG"]
+    assert found.index.frame[["archive", "offset", "length"]].isna().all(axis=None)
+    assert found.index.root == tmp_path
+    check(found.index.frame)
+    captions.write_text(json.dumps([*entries, {"filename": "c.JPEG", "title": "c"}]))
+    with pytest.raises(UserError, match=r"captions\.json: entry 2 has no 'wnid'"):
+        index_imagenet_captions(captions, None)
+
+
+def test_file_name_that_is_no_text_is_counted_like_any_other_without_an_image(
+    tmp_path: Path,
+) -> None:
+    found = index_of(tmp_path, [{"filename": "\ud800.jpg"}, {"filename": "a.jpg", "title": "a"}])
+    assert list(found.index.frame["caption"]) == ["a"]
+    assert found.left_out == {"without image": 1}
 
 
 def test_captions_without_a_single_image_are_refused(tmp_path: Path) -> None:

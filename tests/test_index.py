@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,12 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_mixtures.archives import Member
 from clip_mixtures.errors import UserError
 from clip_mixtures.index import (
     SCHEMA,
     Index,
     check,
     nullable_integers,
+    placed,
+    read_chunks,
     read_index,
     write_index,
 )
@@ -254,3 +258,160 @@ def test_domains_come_in_order_of_first_appearance(tmp_path: Path) -> None:
     index = Index(rows(domain=["sketch", "clipart", "sketch"]), tmp_path)
     assert index.domains() == ["sketch", "clipart"]
     assert len(index) == 3
+
+
+# --- Some of the columns
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    write_index(tmp_path / "i.parquet", Index(rows(), tmp_path))
+    read = read_index(tmp_path / "i.parquet", columns=["split", "path"])
+    assert sorted(read.frame.columns) == ["path", "split"]
+    assert list(read.frame["path"]) == list(rows()["path"])
+    assert read.root == tmp_path
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    pq.write_table(pa.table({"path": ["a"]}).replace_schema_metadata({"root": "x"}), path)
+    with pytest.raises(UserError, match=rf"{path}: columns missing \['caption'\]; is it an index"):
+        read_index(path, columns=["path", "caption"])
+
+
+# --- Chosen rows, a chunk at a time
+
+
+def grouped(path: Path, sizes: list[int]) -> pd.DataFrame:
+    """Write an index in groups of ``sizes`` rows, with nulls in it."""
+    count = sum(sizes)
+    frame = rows(
+        count,
+        caption=[AWKWARD[number % len(AWKWARD)] for number in range(count)],
+        aligned_caption=[None if number % 3 else f"aligned {number}" for number in range(count)],
+        archive=[None if number % 2 else "a.zip" for number in range(count)],
+        offset=nullable_integers([None if n % 2 else 2**40 + 1 + n for n in range(count)]),
+        length=nullable_integers([None if number % 2 else number for number in range(count)]),
+    )
+    table = check(frame)
+    start = 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for size in sizes:
+            writer.write_table(table.slice(start, size))
+            start += size
+    assert pq.ParquetFile(path).num_row_groups == len(sizes)
+    return frame
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_chunks_put_together_are_the_rows_in_the_order_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    # Up to more groups than are held at a time, so that some are read again.
+    sizes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=14))
+    count = sum(sizes)
+    path = tmp_path_factory.getbasetemp() / "chunks.parquet"
+    frame = grouped(path, sizes)
+    wanted = np.array(data.draw(st.lists(st.integers(0, count - 1), max_size=60)), dtype=np.int64)
+    size = data.draw(st.integers(1, 70))
+    columns = data.draw(st.lists(st.sampled_from(SCHEMA.names), min_size=1, unique=True))
+    chunks = list(read_chunks(path, wanted, columns, size))
+    assert [len(chunk) for chunk in chunks] == [
+        min(size, len(wanted) - start) for start in range(0, len(wanted), size)
+    ]
+    assert all(chunk.index.tolist() == list(range(len(chunk))) for chunk in chunks)
+    assert all(set(chunk.columns) == set(columns) for chunk in chunks)
+    found = [record for chunk in chunks for record in records(chunk[columns])]
+    assert found == records(frame.iloc[wanted][columns])
+
+
+def test_chunks_of_a_written_index_are_of_one_size_whatever_the_rows(tmp_path: Path) -> None:
+    count = 70_000
+    write_index(tmp_path / "i.parquet", Index(rows(count), tmp_path))
+    assert pq.ParquetFile(tmp_path / "i.parquet").num_row_groups == 2
+    wanted = np.random.default_rng(0).permutation(count)
+    chunks = list(read_chunks(tmp_path / "i.parquet", wanted, ["path"]))
+    assert [len(chunk) for chunk in chunks] == [65_536, 70_000 - 65_536]
+    found = [path for chunk in chunks for path in chunk["path"]]
+    assert found == [f"sketch/ant/{row}.png" for row in wanted]
+
+
+def test_no_rows_are_no_chunks(tmp_path: Path) -> None:
+    write_index(tmp_path / "i.parquet", Index(rows(), tmp_path))
+    write_index(tmp_path / "empty.parquet", Index(rows(0), tmp_path))
+    for name in ("i.parquet", "empty.parquet"):
+        assert list(read_chunks(tmp_path / name, np.empty(0, dtype=np.int64), ["path"])) == []
+
+
+@pytest.mark.parametrize(("asked", "named"), [([0, 3], 3), ([7, 1], 7), ([-1], -1), ([-2, 1], -2)])
+def test_a_row_that_the_index_has_not_is_named(
+    tmp_path: Path, asked: list[int], named: int
+) -> None:
+    path = tmp_path / "i.parquet"
+    write_index(path, Index(rows(3), tmp_path))
+    with pytest.raises(UserError, match=f"{path}: has 3 rows, and row {named} is asked for"):
+        list(read_chunks(path, np.array(asked), ["path"]))
+
+
+def test_an_empty_index_has_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    write_index(path, Index(rows(0), tmp_path))
+    with pytest.raises(UserError, match=f"{path}: has 0 rows, and row 0 is asked for"):
+        list(read_chunks(path, np.array([0]), ["path"]))
+
+
+def test_chunks_of_an_absent_index_name_the_command_that_builds_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.parquet: no such index; `dvc repro corpus`"):
+        list(read_chunks(tmp_path / "absent.parquet", np.array([0]), ["path"]))
+
+
+def test_chunks_of_what_is_no_index_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    path.write_bytes(b"no Parquet at all " * 20)
+    with pytest.raises(UserError, match=f"{path}: not a readable Parquet file"):
+        list(read_chunks(path, np.array([0]), ["path"]))
+
+
+def test_chunks_without_a_column_that_is_asked_for_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    pq.write_table(pa.table({"path": ["a"]}), path)
+    with pytest.raises(UserError, match=rf"{path}: .*'caption'"):
+        list(read_chunks(path, np.array([0]), ["path", "caption"]))
+
+
+def test_a_damaged_page_is_refused_by_chunks_too(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.parquet"
+    write_index(path, Index(rows(300), tmp_path))
+    data = bytearray(path.read_bytes())
+    data[4:40] = b"\x55" * 36
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"{path}: not a readable Parquet file"):
+        list(read_chunks(path, np.array([0]), ["path"]))
+
+
+# --- Places
+
+
+MEMBERS = [Member("a.jpg", 2**40, 7), Member("b.jpg", 512, 3, "deflate")]
+
+
+def test_images_in_an_archive_have_a_place_in_it(tmp_path: Path) -> None:
+    write_index(tmp_path / "i.parquet", Index(rows(2, **placed(MEMBERS, "a.zip")), tmp_path))
+    columns = ["archive", "offset", "length", "compression"]
+    assert records(read_index(tmp_path / "i.parquet").frame[columns]) == [
+        {"archive": "a.zip", "offset": 2**40, "length": 7, "compression": None},
+        {"archive": "a.zip", "offset": 512, "length": 3, "compression": "deflate"},
+    ]
+
+
+def test_images_that_are_files_have_no_place(tmp_path: Path) -> None:
+    frame = rows(2, **placed([Member("a.jpg"), Member("b.jpg")], None))
+    write_index(tmp_path / "i.parquet", Index(frame, tmp_path))
+    columns = ["archive", "offset", "length", "compression"]
+    read = read_index(tmp_path / "i.parquet").frame[columns]
+    assert records(read) == [dict.fromkeys(columns)] * 2
+
+
+def test_no_images_have_no_places(tmp_path: Path) -> None:
+    write_index(tmp_path / "i.parquet", Index(rows(0, **placed([], "a.zip")), tmp_path))
+    assert len(read_index(tmp_path / "i.parquet")) == 0

@@ -12,17 +12,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-from corpora_factory import make_base, make_domainnet
+from corpora_factory import make_base, make_domainnet, replace_in_zip
 from ruamel.yaml import YAML
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.index import read_index
 from experiment import load_experiment
 from sync import SCRIPTS, check_pipeline, source_files, wanted_deps, write_pipeline
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["ant", "bee", "cat", "dog"]
 DOMAINS = ["clipart", "real", "sketch"]
+# Some of the images cannot be read, as in every large corpus: two of 108.
+UNREADABLE = {
+    "real/cat/train_0.png": (b"", "zero_byte"),
+    "real/bee/test_0.png": (b"x", "not_an_image"),
+}
 
 
 def test_the_shipped_pipeline_is_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +82,13 @@ class Project:
         # The installed package is the one in src; the copy only serves DVC to hash.
         shutil.copytree(ROOT / "src", folder / "src")
         make_domainnet(folder / "data" / "domains", DOMAINS, CLASSES, train=6, test=3, size=16)
+        unreadable = {path: data for path, (data, _) in UNREADABLE.items()}
+        replace_in_zip(folder / "data" / "domains" / "real.zip", unreadable)
         make_base(folder / "data" / "base")
         self.edit(
             run={"mixtures": ["cg-low", "cg-high"]},
             corpus={"domains": DOMAINS},
+            audit={"unreadable_share": 0.02},
             test={"held_out": ["ant"]},
             train={"epochs": 2, "global_batch_size": 8, "warmup_steps": 2, "checkpoint_every": 1},
             evaluate={"bootstrap_resamples": 100},
@@ -147,6 +157,70 @@ def test_one_command_goes_from_archives_to_the_comparison(project: Project) -> N
     assert project.changed_stages() == set()
 
 
+def test_unreadable_images_are_listed_and_the_pipeline_runs_without_them(project: Project) -> None:
+    build = project.folder / "build"
+    index = read_index(build / "index" / "domains.parquet").frame
+    rows = {path: int(index.index[index["path"] == path][0]) for path in UNREADABLE}
+    listed = pd.read_csv(build / "verification" / "quarantine.csv")
+    found = {
+        row["path"]: (row["index"], row["row"], row["archive"], row["reason"])
+        for row in listed.to_dict("records")
+    }
+    assert found == {
+        path: ("domains", rows[path], "real.zip", reason)
+        for path, (_, reason) in UNREADABLE.items()
+    }
+    summary = json.loads((build / "verification" / "summary.json").read_text())
+    counts = {name: (part["images"], part["unreadable"]) for name, part in summary.items()}
+    assert counts == {"domains": (108, 2), "base-sample": (12, 0)}
+    # Left out of training, and counted ...
+    for key in ("cg-low", "cg-high"):
+        facts = json.loads((build / "mixtures" / key / "mixture.json").read_text())
+        assert facts["dropped"] == {"unreadable": 1}
+        run = build / "runs" / f"{key}-sample-rn-s0"
+        trained = json.loads((run / "training.json").read_text())["train_images"]
+        assert trained == sum(facts["images"]["train"].values())
+        audit = json.loads((build / "mixtures" / key / "audit.json").read_text())
+        assert audit["duplicates"]["compared"]
+        assert audit["leaks"] == []
+    # ... and out of the evaluation.
+    for key in ("cg-low", "cg-high"):
+        evaluation = build / "evaluation" / f"{key}-sample-rn-s0"
+        predictions = pd.read_parquet(evaluation / "predictions.parquet")
+        tested = index.index[index["split"] == "test"]
+        for _, of_epoch in predictions.groupby("epoch"):
+            assert set(of_epoch["row"]) == set(tested) - set(rows.values())
+        last = json.loads((evaluation / "metrics.json").read_text())["checkpoints"][-1]
+        assert last["accuracies"]["real"]["seen"]["micro"]["n"] == 3 * 3 - 1
+        assert last["accuracies"]["real"]["held_out"]["micro"]["n"] == 3
+
+
+def test_too_many_unreadable_images_end_it_before_anything_is_trained(project: Project) -> None:
+    before = (project.folder / "params.yaml").read_text()
+    quarantine = project.folder / "build" / "verification" / "quarantine.csv"
+    listed = quarantine.read_bytes()
+    project.edit(audit={"unreadable_share": 0.01})
+    try:
+        result = project.run("dvc", "repro", check=False)
+        listed_again = quarantine.read_bytes()
+    finally:
+        (project.folder / "params.yaml").write_text(before)
+        project.run("dvc", "repro", "verify")
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: build/verification/quarantine.csv: domains: 2 of 108 images (1.85 %) cannot be "
+        "read, allowed are 1 % (1 zero_byte, 1 not_an_image); mend the corpus or raise the "
+        "allowed share"
+    ]
+    assert "Traceback" not in result.stderr
+    assert "Running stage 'verify'" in result.stdout
+    assert "Running stage" not in result.stdout.partition("Running stage 'verify'")[2]
+    # Whoever mends the corpus has the list.
+    assert listed_again == listed
+    assert project.changed_stages() == set()
+
+
 def test_nothing_to_do_is_quick_and_says_so(project: Project) -> None:
     assert "up to date" in project.run("dvc", "repro").stdout
 
@@ -161,6 +235,25 @@ def test_an_edit_of_one_mixture_concerns_its_cells_alone(project: Project) -> No
     assert "mixture@cg-low" in changed
     assert "train@cg-low-sample-rn-0" in changed
     assert not {stage for stage in changed if "cg-high" in stage}
+
+
+@pytest.mark.parametrize(
+    ("change", "concerned"),
+    [
+        ({"unreadable_share": 0.03}, {"verify", "mixture@cg-low", "mixture@cg-high"}),
+        ({"near_bits": 5}, {"mixture@cg-low", "mixture@cg-high"}),
+    ],
+)
+def test_an_edit_of_the_audit_verifies_no_image_again_unless_it_must(
+    project: Project, change: dict[str, Any], concerned: set[str]
+) -> None:
+    before = (project.folder / "params.yaml").read_text()
+    project.edit(audit=change)
+    try:
+        changed = project.changed_stages()
+    finally:
+        (project.folder / "params.yaml").write_text(before)
+    assert changed == concerned
 
 
 def test_a_killed_training_is_finished_by_the_next_repro(project: Project) -> None:

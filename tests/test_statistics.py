@@ -15,8 +15,10 @@ from clip_mixtures.evaluation.statistics import (
     Average,
     Interval,
     bootstrap_accuracy,
+    bootstrap_over_seeds,
     mean_over_seeds,
     paired_difference,
+    paired_over_seeds,
 )
 
 AVERAGES: tuple[Average, ...] = ("balanced", "micro")
@@ -81,6 +83,20 @@ def test_one_class_gives_the_binomial_interval() -> None:
     labels, predictions = from_counts([30], [100])
     interval = bootstrap_accuracy(labels, predictions, average="micro", resamples=20_000)
     assert [interval.low, interval.high] == pytest.approx([0.21, 0.39])
+
+
+@pytest.mark.parametrize(
+    ("confidence", "low", "high"),
+    [(0.98, 0.0, 1.0), (0.95, 0.25, 1.0), (0.8, 0.5, 1.0), (0.3, 0.75, 1.0)],
+)
+def test_both_stages_by_hand(confidence: float, low: float, high: float) -> None:
+    # Two classes, 2 of 2 and 1 of 2 right. The classes drawn are AA (1/4; accuracy 1), AB (1/2;
+    # 0.5, 0.75, 1 with 1/4, 1/2, 1/4) or BB (1/4; Binomial(4, 1/2) / 4). Together, in 64ths:
+    # 0: 1, 0.25: 4, 0.5: 14, 0.75: 20, 1: 25, so the shares up to each are 0.016, 0.08, 0.30, 0.61.
+    interval = bootstrap_accuracy(
+        *from_counts([2, 1], [2, 2]), average="balanced", resamples=20_000, confidence=confidence
+    )
+    assert [interval.low, interval.high] == pytest.approx([low, high])
 
 
 def test_agreement_inside_classes_widens_the_interval() -> None:
@@ -151,6 +167,71 @@ def test_one_seed_has_a_mean_but_no_interval() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("confidence", "low", "high"),
+    [
+        # The 27 draws have means from 0.2 to 0.4 in steps of 1/30, 1, 3, 6, 7, 6, 3, 1 times: the
+        # share at 0.2 is 0.037, up to 0.2333 it is 0.148, up to 0.2667 it is 0.370.
+        (0.95, 0.2, 0.4),
+        (0.8, 0.2 + 1 / 30, 0.4 - 1 / 30),
+        (0.5, 0.2 + 2 / 30, 0.4 - 2 / 30),
+    ],
+)
+def test_bootstrap_over_seeds_by_hand(confidence: float, low: float, high: float) -> None:
+    interval = bootstrap_over_seeds([0.2, 0.3, 0.4], resamples=20_000, confidence=confidence)
+    assert interval.estimate == pytest.approx(0.3)
+    assert [interval.low, interval.high] == pytest.approx([low, high])
+    assert interval.n == 3
+
+
+def test_bootstrap_over_seeds_has_a_seed_and_no_order() -> None:
+    values = [0.21, 0.35, 0.3, 0.42, 0.28]
+    first = bootstrap_over_seeds(values, resamples=50, seed=1)
+    assert first == bootstrap_over_seeds(values[::-1], resamples=50, seed=1)
+    assert first != bootstrap_over_seeds(values, resamples=50, seed=2)
+
+
+def test_bootstrap_over_few_seeds_is_shorter_than_the_t_interval() -> None:
+    values = [0.2, 0.3, 0.4]
+    resampled, normal = bootstrap_over_seeds(values), mean_over_seeds(values)
+    assert normal.low < resampled.low < resampled.high < normal.high
+
+
+def test_one_run_has_no_interval_by_any_method() -> None:
+    for interval in (bootstrap_over_seeds([0.25]), paired_over_seeds({7: 0.5}, {7: 0.75})):
+        assert (interval.estimate, interval.n) == (0.25, 1)
+        assert interval.as_dict()["low"] is None
+        assert interval.as_dict()["high"] is None
+
+
+def test_paired_over_seeds_by_hand() -> None:
+    # Differences 0.1, 0.2, 0.3 by seed: mean 0.2, standard deviation 0.1, t = 4.302653. The
+    # mixtures list their seeds in different orders.
+    interval = paired_over_seeds({0: 0.2, 1: 0.5, 2: 0.3}, {2: 0.6, 0: 0.3, 1: 0.7})
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert interval.estimate == pytest.approx(0.2)
+    assert interval.low == pytest.approx(0.2 - half, abs=1e-6)
+    assert interval.high == pytest.approx(0.2 + half, abs=1e-6)
+    assert interval.n == 3
+
+
+def test_pairing_over_seeds_gains_from_what_a_seed_does_to_both() -> None:
+    first = {0: 0.2, 1: 0.5, 2: 0.8}
+    second = {seed: value + 0.1 for seed, value in first.items()}
+    interval = paired_over_seeds(first, second)
+    assert [interval.low, interval.high] == pytest.approx([0.1, 0.1])
+    assert mean_over_seeds(list(second.values())).low < 0
+
+
+def test_seeds_of_one_mixture_only_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"only one of the two has seeds \[0, 3\]"):
+        paired_over_seeds({0: 0.1, 1: 0.2}, {1: 0.3, 3: 0.4})
+    with pytest.raises(ValueError, match="at least one"):
+        paired_over_seeds({}, {})
+    with pytest.raises(ValueError, match="finite"):
+        paired_over_seeds({0: 0.1}, {0: math.inf})
+
+
 @given(images=triples, average=st.sampled_from(AVERAGES))
 @settings(max_examples=50, deadline=None)
 def test_difference_is_that_of_the_two_accuracies(
@@ -175,6 +256,37 @@ def test_difference_from_a_model_that_is_always_wrong_is_the_accuracy() -> None:
     assert paired.estimate == pytest.approx(alone.estimate)
     assert paired.low == pytest.approx(alone.low, abs=0.03)
     assert paired.high == pytest.approx(alone.high, abs=0.03)
+
+
+@pytest.mark.parametrize(("confidence", "low", "high"), [(0.8, -1, 1), (0.4, 0, 0)])
+def test_both_models_see_the_same_classes_by_hand(
+    confidence: float, low: float, high: float
+) -> None:
+    # Model a knows the one class, b the other: of the classes drawn, -1, 0 and 1 come out with
+    # 1/4, 1/2, 1/4. Classes drawn for each model alone would give -1 and 1 with 1/16 only.
+    labels = np.array([0, 0, 1, 1])
+    interval = paired_difference(
+        labels,
+        np.array([0, 0, 0, 0]),
+        np.array([1, 1, 1, 1]),
+        average="balanced",
+        resamples=4000,
+        confidence=confidence,
+    )
+    assert [interval.low, interval.estimate, interval.high] == [low, 0, high]
+
+
+def test_both_models_see_the_same_images_by_hand() -> None:
+    # The same within one class: of two images a has the one right and b the other.
+    interval = paired_difference(
+        np.array([0, 0]),
+        np.array([0, 1]),
+        np.array([1, 0]),
+        average="micro",
+        resamples=4000,
+        confidence=0.8,
+    )
+    assert [interval.low, interval.estimate, interval.high] == [-1, 0, 1]
 
 
 def test_pairing_gains_from_errors_in_common() -> None:
@@ -243,6 +355,12 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         mean_over_seeds([])
     with pytest.raises(ValueError, match="finite"):
         mean_over_seeds([0.1, math.nan])
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_over_seeds([])
+    with pytest.raises(ValueError, match="resamples is 0"):
+        bootstrap_over_seeds([0.1, 0.2], resamples=0)
+    with pytest.raises(ValueError, match="confidence is 95"):
+        bootstrap_over_seeds([0.1, 0.2], confidence=95)
 
 
 def test_an_interval_cannot_be_changed() -> None:

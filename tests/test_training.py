@@ -16,15 +16,19 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from corpora_factory import make_domainnet
+from corpora_factory import make_domainnet, make_tsv_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_mixtures.corpora.domainnet import index_domainnet
 from clip_mixtures.errors import UserError
-from clip_mixtures.index import write_index
-from clip_mixtures.mixtures.build import write_rows
+from clip_mixtures.images import pack
+from clip_mixtures.index import Index, read_index, write_index
+from clip_mixtures.mixtures.spec import Mixture
+from clip_mixtures.mixtures.store import write_mixture
+from clip_mixtures.scratch import exclusive
 from clip_mixtures.training import clip
+from clip_mixtures.training import run as run_module
 from clip_mixtures.training.architectures import known_architectures
 from clip_mixtures.training.augmentation import Augmentation, apply_maps
 from clip_mixtures.training.checkpoints import (
@@ -43,7 +47,6 @@ from clip_mixtures.training.config import (
 from clip_mixtures.training.data import TrainingSet, fingerprint, source_hash, tokenize
 from clip_mixtures.training.models import ClipModel, create_clip, normalise, to_pixels
 from clip_mixtures.training.run import Run, publish, train_run
-from clip_mixtures.training.scratch import exclusive
 
 CONFIG = TrainConfig(
     epochs=3, global_batch_size=8, learning_rate=1e-3, warmup_steps=2, weight_decay=0.1,
@@ -218,14 +221,23 @@ def test_two_processes_share_the_batch_of_one(tmp_path: Path) -> None:
     assert facts[0]["pairs_seen"] == facts[1]["pairs_seen"] == 48
 
 
+TOY = Mixture("toy", "domains", "sketch", ("ant",), ("real",))
+
+
+def make_mixture(tmp_path: Path, mixture: Mixture = TOY, rows: int = 12) -> Path:
+    """Write a mixture of the first training images of the toy corpus; return its folder."""
+    splits = {"train": {"domains": np.arange(rows)}, "validation": {}}
+    indices = {"domains": tmp_path / "domains.parquet"}
+    write_mixture(tmp_path / "mixture", mixture, splits, indices)
+    return tmp_path / "mixture"
+
+
 def make_run(tmp_path: Path) -> Run:
-    """Write a corpus of 12 images in folders, a selection of it, and describe a run on it."""
+    """Write a corpus of 12 training images, a mixture of it, and describe a run on it."""
     make_domainnet(tmp_path / "data", ["real"], ["ant", "bee"], train=6, test=1, archive=False)
     write_index(tmp_path / "domains.parquet", index_domainnet(tmp_path / "data", ["real"]))
-    write_rows(tmp_path / "train.parquet", {"domains": np.arange(12)})
-    indices = {"domains": tmp_path / "domains.parquet"}
     config = dataclasses.replace(CONFIG, epochs=2, global_batch_size=4)
-    return Run("toy", "sample-RN", config, 0, "standard", tmp_path / "train.parquet", indices)
+    return Run("toy", "sample-RN", config, 0, make_mixture(tmp_path))
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -267,21 +279,100 @@ def test_a_kill_while_publishing_costs_nothing(
 
 def test_the_scratch_folder_follows_everything_that_decides(tmp_path: Path) -> None:
     toy = make_run(tmp_path)
-    names = {toy.scratch_name()}
+    names = [toy.scratch_name()]
     for change in (
         {"seed": 1},
-        {"captions": "aligned"},
         {"data_version": "other"},
         {"architecture": "RN50"},
         {"config": dataclasses.replace(toy.config, epochs=9)},
     ):
-        names.add(dataclasses.replace(toy, **change).scratch_name())
-    write_rows(tmp_path / "train.parquet", {"domains": np.arange(11)})
-    names.add(toy.scratch_name())
-    assert len(names) == 7
-    (tmp_path / "train.parquet").unlink()
-    with pytest.raises(UserError, match=r"train\.parquet: missing"):
+        names.append(dataclasses.replace(toy, **change).scratch_name())
+    make_mixture(tmp_path, rows=11)
+    names.append(toy.scratch_name())
+    for mixture in (
+        dataclasses.replace(TOY, captions="aligned"),
+        dataclasses.replace(TOY, protocol="corrected"),
+    ):
+        make_mixture(tmp_path, mixture)
+        names.append(toy.scratch_name())
+    index = read_index(tmp_path / "domains.parquet")
+    captions = index.frame["caption"] + "!"
+    changed = Index(index.frame.assign(caption=captions), index.root)
+    write_index(tmp_path / "domains.parquet", changed)
+    make_mixture(tmp_path)
+    names.append(toy.scratch_name())
+    assert len(set(names)) == len(names) == 9
+
+
+def test_the_scratch_folder_does_not_follow_the_validation_rows(tmp_path: Path) -> None:
+    toy = make_run(tmp_path)
+    before = toy.scratch_name()
+    splits = {"train": {"domains": np.arange(12)}, "validation": {"domains": np.arange(12, 14)}}
+    indices = {"domains": tmp_path / "domains.parquet"}
+    write_mixture(tmp_path / "mixture", TOY, splits, indices, {"identifier": None})
+    assert toy.scratch_name() == before
+
+
+def test_the_scratch_folder_follows_the_rule_of_the_corrected_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They are made when training starts, so another rule must not continue the run of this one.
+    hashed: list[Path] = []
+
+    def source_hash(*sources: Path) -> str:
+        for source in sources:
+            hashed.extend(source.rglob("*.py") if source.is_dir() else [source])
+        return ""
+
+    monkeypatch.setattr(run_module, "source_hash", source_hash)
+    make_run(tmp_path).scratch_name()
+    package = Path(run_module.__file__).parents[1]
+    names = {path.relative_to(package).as_posix() for path in hashed}
+    assert {"training/run.py", "mixtures/captions.py", "images.py"} <= names
+    assert {"corpora/captions.py", "corpora/classes.py"} <= names
+
+
+def test_a_run_refuses_a_mixture_that_is_not_whole_or_of_another_index(tmp_path: Path) -> None:
+    toy = make_run(tmp_path)
+    index = read_index(tmp_path / "domains.parquet")
+    write_index(tmp_path / "domains.parquet", Index(index.frame[::-1], index.root))
+    with pytest.raises(UserError, match=r"domains\.parquet: not the index that the mixture"):
         toy.scratch_name()
+    (tmp_path / "mixture" / "mixture.json").unlink()
+    with pytest.raises(UserError, match=r"mixture\.json: absent.*`dvc repro`"):
+        train_run(toy, tmp_path / "scratch", tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_learns_the_captions_of_its_mixture_base_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path)
+    base = make_tsv_base(tmp_path / "base", ["NA", "", 'a "thing"'])
+    write_index(tmp_path / "base-cc.parquet", base)
+    mixture = dataclasses.replace(TOY, captions="aligned")
+    splits = {"train": {"base-cc": np.array([2, 0, 1]), "domains": np.array([3, 1])}}
+    indices = {name: tmp_path / f"{name}.parquet" for name in ("base-cc", "domains")}
+    write_mixture(tmp_path / "both", mixture, {**splits, "validation": {}}, indices)
+    run = Run("toy", "sample-RN", CONFIG, 0, tmp_path / "both")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(run_module, "tokenize", lambda captions, _: seen.append(captions))
+    monkeypatch.setattr(clip, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(run, tmp_path / "scratch", tmp_path / "out", {})
+    frame = read_index(tmp_path / "domains.parquet").frame
+    assert seen == [['a "thing"', "NA", "", *frame["aligned_caption"].iloc[[3, 1]]]]
+    (packed,) = (tmp_path / "scratch").glob("*/images-64.uint8")
+    pixels = np.fromfile(packed, dtype=np.uint8).reshape(5, 64, 64, 3)
+    expected = [
+        pack(index.frame.iloc[rows], index.root, 64)
+        for index, rows in ((base, [2, 0, 1]), (read_index(indices["domains"]), [3, 1]))
+    ]
+    np.testing.assert_array_equal(pixels, np.concatenate(expected))
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_processes_must_divide_the_batch() -> None:
@@ -436,7 +527,7 @@ def test_a_scratch_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
 def test_a_killed_owner_lets_go(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from clip_mixtures.training.scratch import exclusive\n"
+        "from clip_mixtures.scratch import exclusive\n"
         "with exclusive(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     owner = subprocess.Popen(

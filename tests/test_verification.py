@@ -36,13 +36,10 @@ from clip_mixtures.archives import Member, list_members
 from clip_mixtures.errors import UserError
 from clip_mixtures.images import decode_rgb
 from clip_mixtures.index import Index, nullable_integers, write_index
+from clip_mixtures.judgement import MEANINGS, REMARKS, UNREADABLE, perceptual_hash
 from clip_mixtures.verification import (
-    MEANINGS,
-    REMARKS,
     SCHEMA,
-    UNREADABLE,
     check_share,
-    perceptual_hash,
     quarantine,
     read_verification,
     remarks,

@@ -160,10 +160,10 @@ def _tar_members(
 ) -> Iterator[Member]:
     for entry in _tar_entries(path, file, start, length):
         _check_name(path, entry.name, is_link=entry.kind == "link")
-        if entry.offset + entry.size > start + length:
-            raise tarfile.ReadError(f"{entry.name} reaches past the end")
         if entry.kind != "file":
             continue
+        if entry.offset + entry.size > start + length:
+            raise tarfile.ReadError(f"{entry.name} reaches past the end")
         if entry.name.endswith(".tar"):
             inner = prefix + entry.name.removesuffix(".tar") + "/"
             yield from _tar_members(path, file, entry.offset, entry.size, inner)
@@ -226,9 +226,6 @@ def _plain_entry(file: BinaryIO, position: int, end: int) -> _Entry | None:
 
 def _plain_name(header: bytes) -> str | None:
     name, above = (header[a:b].partition(b"\0")[0] for a, b in ((0, 100), (345, 500)))
-    # A GNU header may have something else where the other kind has the start of a long name.
-    if above and header[257:265] != _TAR_MAGICS[0]:
-        return None
     try:
         return (above + b"/" + name if above else name).decode("utf-8")
     except UnicodeDecodeError:

@@ -43,6 +43,7 @@ def reports_user_errors(main: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
+            sys.stdout.flush()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(USER_ERROR_STATUS) from None

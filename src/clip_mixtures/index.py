@@ -209,8 +209,12 @@ def read_chunks(
     with _open(path) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         total = int(ends[-1]) if len(ends) else 0
-        if len(rows) and (rows.min() < 0 or rows.max() >= total):
-            raise UserError(f"{path}: has {total} rows, and row {rows.max()} is asked for")
+        wrong = rows[(rows < 0) | (rows >= total)]
+        if len(wrong):
+            raise UserError(f"{path}: has {total} rows, and row {wrong[0]} is asked for")
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{path}: columns missing {missing}; is it an index?")
         held: collections.OrderedDict[int, pd.DataFrame] = collections.OrderedDict()
         for start in range(0, len(rows), size):
             wanted = rows[start : start + size]
@@ -218,8 +222,7 @@ def read_chunks(
             parts, places = [], []
             for group in map(int, np.unique(group_of)):
                 if group not in held:
-                    table = file.read_row_group(group, columns=list(columns))
-                    held[group] = table.to_pandas(ignore_metadata=True)
+                    held[group] = _read_group(file, group, columns, path)
                 held.move_to_end(group)
                 here = np.flatnonzero(group_of == group)
                 first = int(ends[group - 1]) if group else 0
@@ -230,6 +233,17 @@ def read_chunks(
             together = pd.concat(parts, ignore_index=True)
             order = np.argsort(np.concatenate(places), kind="stable")
             yield together.iloc[order].reset_index(drop=True)
+
+
+def _read_group(
+    file: pq.ParquetFile, group: int, columns: Sequence[str], path: Path
+) -> pd.DataFrame:
+    try:
+        table = file.read_row_group(group, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    return frame
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clip_mixtures.corpora.sources import check_name
 from clip_mixtures.errors import UserError
 
 
@@ -52,6 +53,15 @@ def _bases(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "images": args.imagenet_images,
             "split": args.split_file,
         }
+    for name, _ in (args.tsv or []) + (args.webdataset or []):
+        check_name(name, "base set")
+    names = [name for name, _ in (args.tsv or []) + (args.webdataset or [])] + list(bases)
+    if len(set(names)) < len(names):
+        raise UserError(f"base sets {', '.join(names)}: two have one name")
+    if len(args.tsv or []) > 1 and (args.tsv_images or args.tsv_validation):
+        raise UserError(
+            "--tsv-images, --tsv-validation: belong to one --tsv; index them one by one"
+        )
     for name, tsv in args.tsv or []:
         bases[name] = {"format": "tsv", "train": Path(tsv), "images": args.tsv_images}
         bases[name] |= {"validation": args.tsv_validation, "quoted": args.quoted}
@@ -65,6 +75,8 @@ def _verify(args: argparse.Namespace) -> None:
     from clip_mixtures.index import read_index
     from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
 
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers: is {args.workers}; allowed: 1 or more")
     files = sorted(args.index.glob("*.parquet")) if args.index.is_dir() else [args.index]
     if not files:
         raise UserError(f"{args.index}: no index in it; the command `index` makes one")

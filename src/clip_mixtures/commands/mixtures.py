@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from clip_mixtures.mixtures.spec import (
 )
 
 DEFAULT_PARAMS = Path("params.yaml")
+# What stands before a "=" is an index if it cannot be part of a path or address.
+_INDEX_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _mixtures(args: argparse.Namespace) -> None:
@@ -28,7 +31,8 @@ def _mixtures(args: argparse.Namespace) -> None:
         return
     print("identifier\tgroup\toptions")
     for setting in published_settings():
-        print(f"{setting.identifier}\t{setting.group}\t{_flow(setting.params)}")
+        options = setting.params | {"held_out": PUBLISHED_HELD_OUT}
+        print(f"{setting.identifier}\t{setting.group}\t{_flow(options)}")
 
 
 def _flow(params: Any) -> str:
@@ -64,6 +68,8 @@ def _find(args: argparse.Namespace, domains: Sequence[str], classes: Sequence[st
     params = _params(path) if path else {"mixtures": {}}
     if args.mixture in params["mixtures"]:
         defaults = params.get("test") or {}
+        if not isinstance(defaults, dict):
+            raise UserError(f"{path}: test: is {defaults!r}, not a mapping")
         wanted = params["mixtures"][args.mixture]
         return mixture_from_params(args.mixture, wanted, defaults, domains, classes)
     if not args.mixture.startswith("lso-"):
@@ -113,7 +119,7 @@ def _export(args: argparse.Namespace) -> None:
     roots: dict[str, str] = {}
     for text in args.root or []:
         name, given, prefix = text.partition("=")
-        if given and name in stored.indices:
+        if given and _INDEX_NAME.fullmatch(name):
             roots[name] = prefix
         else:
             roots[""] = text

@@ -93,6 +93,12 @@ def synset_labels() -> dict[str, int]:
     return {synset: entry.label for entry in domainnet_classes() for synset in entry.synsets}
 
 
+def synset_counterparts() -> dict[str, str]:
+    """Map the ImageNet synsets that have a counterpart in DomainNet to its class name."""
+    classes = domainnet_classes()
+    return {synset: classes[label].name for synset, label in synset_labels().items()}
+
+
 @functools.cache
 def imagenet_synsets() -> tuple[str, ...]:
     """Return ImageNet's 1,000 synsets by class id, which is their alphabetical order."""

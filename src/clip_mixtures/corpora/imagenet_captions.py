@@ -47,7 +47,7 @@ def base_caption(entry: dict[str, Any]) -> str:
 
 def default_split(filename: str) -> str:
     """Assign a file to "train" or "test" by the SHA-256 of its name."""
-    digest = hashlib.sha256(filename.encode()).digest()
+    digest = hashlib.sha256(filename.encode("utf-8", "surrogatepass")).digest()
     return "train" if int.from_bytes(digest[:8], "big") % 1000 < TRAIN_PER_MILLE else "test"
 
 

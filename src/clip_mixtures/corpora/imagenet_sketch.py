@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,20 @@ def _published(labelled: _Labelled) -> list[str]:
 
 
 def _corrected(labelled: _Labelled) -> list[str]:
-    return [_corrected_caption(class_id, member.name) for class_id, member in labelled]
+    return corrected_sketch_captions(
+        [class_id for class_id, _ in labelled], [member.name for _, member in labelled]
+    )
+
+
+def corrected_sketch_captions(class_ids: Iterable[int], paths: Iterable[str]) -> list[str]:
+    """Caption sketches by class and path alone, with the right articles.
+
+    Args:
+        class_ids: of ImageNet, one an image.
+        paths: ending in ``<synset>/<file>``.
+    """
+    both = zip(class_ids, paths, strict=True)
+    return [_corrected_caption(int(class_id), path) for class_id, path in both]
 
 
 def _corrected_caption(class_id: int, path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from clip_mixtures.errors import UserError, unknown
 
 # How the domains lie: DomainNet's lists and archives, or class folders alone.
 LAYOUTS = ("domainnet", "folders")
+# What a mixture without a base set says in the place of a name.
+NO_BASE = "none"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,20 @@ class Sources:
     imagenet_labels: Path | None = None
 
 
+def check_name(name: Any, what: str) -> str:
+    """Return a key of the parameters if it can be part of file and stage names.
+
+    Raises:
+        UserError: naming it and what is allowed.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == NO_BASE:
+        raise UserError(
+            f"{what}: {name!r} must be letters, digits and hyphens, a hyphen not first, and not "
+            f"{NO_BASE!r}"
+        )
+    return name
+
+
 def base_source(name: str, params: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check what is said of a base set, and make paths of its paths.
 
@@ -82,7 +100,7 @@ def base_source(name: str, params: Mapping[str, Any], where: str) -> dict[str, A
     if not isinstance(params, Mapping):
         raise UserError(f"{where}: is {params!r}, not a mapping with a 'format'")
     kind = params.get("format")
-    if kind not in BASE_FORMATS:
+    if not isinstance(kind, str) or kind not in BASE_FORMATS:
         raise unknown("format", kind, BASE_FORMATS, f"{where}.format")
     known = BASE_FORMATS[kind]
     source: dict[str, Any] = {"format": kind}

@@ -126,7 +126,7 @@ def audit(
         "captions": {
             name: _captions_report(path, rows[name], mixture)
             for name, path in indices.items()
-            if name != DOMAINS
+            if name != DOMAINS and name in rows
         },
     }
     report["leaks"] = _leaks(report, mixture, checks)
@@ -249,8 +249,8 @@ def _duplicates_report(
             )
         ]
     # Images with the same bytes have the same hash; they are counted once, as exact.
-    same_bytes = set(exact_held_out)
-    near = sorted(pair for pair in near if pair[1:] not in same_bytes)
+    same_bytes = {train for train, _ in exact_held_out}
+    near = sorted(pair for pair in near if pair[1] not in same_bytes)
     return {
         "compared": True,
         "exact": len(exact),

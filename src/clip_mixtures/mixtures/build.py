@@ -176,12 +176,19 @@ def _quotas(strata: Strata, mixture: Mixture) -> Rows:
         fixed = np.where(kept & (strata.domains == mixture.test_domain), dose, fixed)
     elif mixture.allow > 0:
         let_in = mixture.allow * share * pool
-        let_in = np.rint(let_in) if mixture.corrected else np.ceil(let_in)
+        # Rounded to the nearest, but none of the classes that are let in stays out altogether.
+        nearest = np.maximum(np.rint(let_in), np.minimum(pool, 1))
+        let_in = nearest if mixture.corrected else np.ceil(let_in)
         fixed = np.where(kept & held_out, let_in.astype(np.int64), fixed)
     is_free = kept & (fixed < 0)
     free = target - int(fixed[fixed >= 0].sum())
     rest = np.where(is_free, pool, 0)
-    if free < 0 or free > rest.sum():
+    if free < 0:
+        raise UserError(
+            f"mixtures.{mixture.key}: {target - free} images are of a fixed number (allow or "
+            f"dose_matched), more than the {target} to cut to; make the size larger"
+        )
+    if free > rest.sum():
         raise UserError(
             f"mixtures.{mixture.key}: {free} images are to come from what is neither held out nor "
             f"of a fixed number, and there are {rest.sum()}; add domains or change the size"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pandas as pd
 
 from clip_mixtures.corpora.captions import corrected_captions
+from clip_mixtures.corpora.imagenet_sketch import corrected_sketch_captions
 from clip_mixtures.errors import UserError
-from clip_mixtures.mixtures.spec import DOMAINS, Mixture
+from clip_mixtures.mixtures.spec import DOMAINS, SKETCHES, Mixture
 
-COLUMNS = ("path", "caption", "aligned_caption")
+COLUMNS = ("path", "class_id", "caption", "aligned_caption")
 
 
 def captions_of(name: str, frame: pd.DataFrame, mixture: Mixture) -> list[str]:
     """Return the captions that a mixture gives to rows of an index.
 
     Args:
-        name: of the index; images of "domains" are captioned by the mixture's protocol, those of
-            other sets keep the text they have.
+        name: of the index; images of "domains" and of ImageNet-Sketch are captioned by the
+            mixture's protocol, those of base sets keep the text they have.
         frame: :data:`COLUMNS`.
         mixture: its captions ("standard" or "aligned") and protocol.
 
@@ -24,6 +25,8 @@ def captions_of(name: str, frame: pd.DataFrame, mixture: Mixture) -> list[str]:
         UserError: when aligned captions are asked for and the domains have none.
     """
     aligned = mixture.captions == "aligned"
+    if name == SKETCHES and mixture.corrected:
+        return corrected_sketch_captions(frame["class_id"], frame["path"])
     if name != DOMAINS:
         return [str(text) for text in frame["caption"]]
     if mixture.corrected:

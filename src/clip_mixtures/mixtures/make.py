@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from clip_mixtures.corpora.imagenet_sketch import without_counterpart
+from clip_mixtures.corpora.sources import NO_BASE
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import atomic_write_json, atomic_write_text
 from clip_mixtures.index import read_index
@@ -27,11 +28,10 @@ from clip_mixtures.mixtures.audit import (
 from clip_mixtures.mixtures.build import Rows, count_table, select_rows
 from clip_mixtures.mixtures.published import identifier_of
 from clip_mixtures.mixtures.sketches import exchange
-from clip_mixtures.mixtures.spec import DOMAINS, NO_BASE, Checks, Mixture
-from clip_mixtures.mixtures.store import write_mixture
+from clip_mixtures.mixtures.spec import DOMAINS, SKETCHES, Checks, Mixture
+from clip_mixtures.mixtures.store import FACTS, write_mixture
 from clip_mixtures.verification import read_verification
 
-SKETCHES = "imagenet_sketch"
 BASE_PREFIX = "base-"
 COUNTS = "counts.csv"
 AUDIT = "audit.json"
@@ -81,6 +81,13 @@ def make_mixture(
             (``audit.json`` is written first).
     """
     checks = checks or Checks()
+    if checks.duplicates == "remove" and verification is None:
+        raise UserError(
+            "audit.duplicates: remove needs to know the images; verify them first, and say where "
+            "with --verification"
+        )
+    # What is not made in the end must not look like what was made before.
+    (out / FACTS).unlink(missing_ok=True)
     columns = ["path", "domain", "class_name", "split"]
     frame = read_index(index_folder / f"{DOMAINS}.parquet", columns=columns).frame
     indices, splits = _choose(index_folder, frame, mixture)

@@ -55,7 +55,7 @@ _INITIALS = {domain[0]: domain for domain in DOMAIN_ORDER}
 _SKETCHES = "-with-in-sketches"
 _IDENTIFIER = re.compile(
     r"lso-(?:(?P<natural>real-only)|(?P<initials>[cipqrs]+)-no(?P<test>[a-z]+)classes"
-    r"(?P<nosub>-nosub)?(?P<pseudo>-pseudo)?(?:-allow(?P<allow>[0-9.]+))?(?P<aligned>-aligned)?)"
+    r"(?P<nosub>-nosub)?(?P<pseudo>-pseudo)?(?:-allow(?P<allow>[0-9.e-]+?))?(?P<aligned>-aligned)?)"
     rf"(?P<sketches>{_SKETCHES})?(?:-(?P<share>[a-z]+))?"
 )
 
@@ -126,6 +126,7 @@ def identifier_of(mixture: Mixture) -> str:
         and set(mixture.held_out) == set(published_held_out())
         and set(mixture.domains) <= set(DOMAIN_ORDER)
         and NATURAL_DOMAIN in mixture.domains
+        and (mixture.kind != "natural_only" or _is_plain(mixture))
         and not mixture.dose_matched
         and mixture.size is None
     )
@@ -145,6 +146,10 @@ def identifier_of(mixture: Mixture) -> str:
         + ("-aligned" if mixture.captions == "aligned" else "")
         + _sketches_suffix(mixture)
     )
+
+
+def _is_plain(mixture: Mixture) -> bool:
+    return not mixture.subsample and mixture.captions == "standard"
 
 
 def _sketches_suffix(mixture: Mixture) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_mixtures.corpora.classes import published_held_out
+from clip_mixtures.corpora.sources import NO_BASE
 from clip_mixtures.errors import UserError, unknown
 
 NATURAL_DOMAIN = "real"
 # Name of the index that held-out classes are tested in, beside base sets and others.
 DOMAINS = "domains"
+SKETCHES = "imagenet_sketch"
 
 # The domains that each kind takes, as a function of the corpus' domains and the test domain.
 KINDS = ("natural_only", "cg_low_diversity", "cg_high_diversity", "leave_out_domain", "domains")
@@ -24,10 +26,10 @@ PROTOCOLS = ("published", "corrected")
 DUPLICATE_POLICIES = ("error", "report", "remove")
 # In place of a list of held-out classes: the 15 of the study.
 PUBLISHED_HELD_OUT = "published"
-# In place of a base set: none.
-NO_BASE = "none"
 # In place of a share of classes whose sketches stay: a single class.
 ONE_CLASS = "one"
+# Seeds are hashed as eight bytes.
+_LARGEST_SEED = 2**64 - 1
 _KEYS = (
     "kind",
     "protocol",
@@ -172,7 +174,9 @@ def mixture_from_params(
         size=_whole(merged["size"], 1, f"{where}.size") if "size" in merged else None,
         captions=_one_of(merged, "captions", CAPTION_KINDS, where),
         protocol=_one_of(merged, "protocol", PROTOCOLS, where),
-        subsample_seed=_whole(merged.get("subsample_seed", 0), 0, f"{where}.subsample_seed"),
+        subsample_seed=_whole(
+            merged.get("subsample_seed", 0), 0, f"{where}.subsample_seed", _LARGEST_SEED
+        ),
         base=_base(merged.get("base"), f"{where}.base"),
         add_sketches=_flag(merged, "add_sketches", False, where),
         mix_sketches=_mix(merged.get("mix_sketches"), f"{where}.mix_sketches"),
@@ -215,6 +219,7 @@ def _check_combination(mixture: Mixture, params: Mapping[str, Any], where: str) 
         ("allow", "with include_test_classes"): mixture.include_test_classes,
         ("allow", "with subsample: false"): not mixture.subsample,
         ("allow", no_test_domain): not has_test_domain,
+        ("include_test_classes", no_test_domain): not has_test_domain,
         ("dose_matched", "with subsample: false"): not mixture.subsample,
         ("dose_matched", no_test_domain): not has_test_domain,
         ("dose_matched", "for kind cg_low_diversity, which sets the dose"): (
@@ -265,10 +270,12 @@ def _mix(value: Any, where: str) -> float | str | None:
     return float(value)
 
 
-def _whole(value: Any, minimum: int, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{where}: is {value!r}; allowed: a whole number from {minimum}")
-    return value
+def _whole(value: Any, minimum: int, where: str, maximum: int | None = None) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < minimum or (maximum is not None and value > maximum):
+        until = "" if maximum is None else f" to {maximum}"
+        raise UserError(f"{where}: is {value!r}; allowed: a whole number from {minimum}{until}")
+    return int(value)
 
 
 def _base(value: Any, where: str) -> str | None:

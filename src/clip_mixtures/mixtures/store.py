@@ -26,7 +26,12 @@ from clip_mixtures.mixtures.spec import Mixture
 
 SPLITS = ("train", "validation")
 FACTS = "mixture.json"
-_COLUMNS = ["index", "row"]
+_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("row", pa.int64()),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,9 @@ class StoredMixture:
         Args:
             split: "train" or "validation".
         """
-        return read_rows(self.folder / f"{split}.parquet")
+        rows = read_rows(self.folder / f"{split}.parquet")
+        # An index that a split takes no row of does not occur in its file.
+        return {name: rows.get(name, np.empty(0, dtype=np.int64)) for name in self.indices}
 
 
 def write_mixture(
@@ -169,7 +176,7 @@ def read_rows(path: Path) -> dict[str, Rows]:
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable mixture ({error}); build it again") from error
-    if table.column_names != _COLUMNS:
+    if not table.schema.equals(_SCHEMA) or any(column.null_count for column in table.columns):
         raise UserError(f"{path}: columns {table.column_names} are not those of a mixture")
     codes, names = pd.factorize(table["index"].to_pandas())
     rows = table["row"].to_numpy()

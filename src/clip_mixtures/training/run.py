@@ -30,7 +30,16 @@ from clip_mixtures.training.models import ClipModel, create_clip
 
 FACTS = "training.json"
 # What, of this package, decides what a run computes.
-_DECIDING_SOURCES = ("training", "mixtures", "archives.py", "images.py", "index.py")
+_DECIDING_SOURCES = (
+    "training",
+    "mixtures",
+    "corpora/captions.py",
+    "corpora/classes.py",
+    "corpora/imagenet_sketch.py",
+    "archives.py",
+    "images.py",
+    "index.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)
