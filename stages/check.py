@@ -16,7 +16,7 @@ from clip_mixtures.corpora.captions import class_name_of
 from clip_mixtures.corpora.indexing import domain_lists
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.training.config import per_process_batch
-from experiment import Experiment, load_experiment
+from experiment import DATA, Experiment, load_experiment
 from sync import check_pipeline
 
 
@@ -39,11 +39,13 @@ def _check_processes(experiment: Experiment) -> None:
     value = os.environ.get("NPROC") or "1"
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"NPROC: is {value!r}; allowed: a number of processes from 1")
-    per_process_batch(experiment.train.global_batch_size, int(value))
+    for cell in experiment.cells:
+        recipe = experiment.model(cell.model).recipe
+        per_process_batch(recipe.global_batch_size, int(value))
 
 
 def _check_data(experiment: Experiment) -> None:
-    root = experiment.domains.root.parent
+    root = DATA
     if not root.is_dir():
         raise UserError(
             f"{root}/: absent; build the sample with `python -m clip_mixtures sample --out {root}` "

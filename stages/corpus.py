@@ -9,22 +9,18 @@ from clip_mixtures.corpora.emoji import MANIFEST, verify_sample
 from clip_mixtures.corpora.indexing import write_indices
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.index import read_index
-from clip_mixtures.mixtures.audit import check_split
-from experiment import INDEX, load_experiment
+from experiment import DATA, INDEX, load_experiment
 
 
 @reports_user_errors
 def main() -> None:
     """Write build/index/, one file for each corpus."""
     experiment = load_experiment()
-    data = experiment.domains.root.parent
-    if (data / MANIFEST).is_file():
-        verify_sample(data)
+    if (DATA / MANIFEST).is_file():
+        verify_sample(DATA)
     for line in write_indices(experiment.sources, INDEX):
         print(line)
-    domains = read_index(INDEX / "domains.parquet")
-    frame = domains.frame
-    check_split(frame[frame["split"] == "train"], frame[frame["split"] == "test"])
+    domains = read_index(INDEX / "domains.parquet", columns=["class_id", "class_name"])
     load_experiment(class_names=domains.class_names())
 
 

@@ -1,4 +1,4 @@
-"""Evaluate every checkpoint of one run zero-shot on all test images.
+"""Evaluate every checkpoint of one run on all test images.
 
 python stages/evaluate.py --mixture cg-low --model sample-rn --seed 0
 """
@@ -10,13 +10,18 @@ import argparse
 import torch
 
 from clip_mixtures.errors import reports_user_errors
-from clip_mixtures.evaluation.cell import history_of, predict_checkpoints
+from clip_mixtures.evaluation.cell import (
+    SupervisedReader,
+    ZeroShotReader,
+    history_of,
+    predict_checkpoints,
+)
 from clip_mixtures.files import atomic_write_json, replacing
 from clip_mixtures.images import pack
 from clip_mixtures.index import read_index
+from clip_mixtures.mixtures.audit import verification_of
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.models import create_clip
-from clip_mixtures.verification import read_verification
 from experiment import BUILD, INDEX, VERIFICATION, Cell, load_experiment
 
 
@@ -34,12 +39,18 @@ def main() -> None:
     mixture = experiment.mixture(args.mixture)
     cell = Cell(args.mixture, args.model, args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = create_clip(experiment.architecture(args.model), device)
-    verified = read_verification(VERIFICATION / "domains.parquet", len(domains))
+    settings = experiment.model(args.model)
+    model = create_clip(settings.architecture, device)
+    reader = (
+        SupervisedReader(model, len(class_names))
+        if settings.is_supervised
+        else ZeroShotReader(model, class_names)
+    )
+    verified = verification_of(INDEX / "domains.parquet", VERIFICATION)
     test = domains.frame[(domains.frame["split"] == "test") & verified["readable"]]
     images = pack(test, domains.root, model.image_size, progress="decoding test images")
     checkpoints = list_checkpoints(BUILD / "runs" / cell.run / "checkpoints")
-    predictions = predict_checkpoints(model, checkpoints, images, test, class_names)
+    predictions = predict_checkpoints(reader, checkpoints, images, test)
     held_out = [class_names.index(name) for name in mixture.held_out]
     history = history_of(
         predictions, held_out, experiment.bootstrap_resamples, experiment.bootstrap_seed

@@ -13,7 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_mixtures.corpora.sources import LAYOUTS, Domains, Sources, base_source, check_name
+from clip_mixtures.corpora.sources import (
+    LAYOUTS,
+    NO_BASE,
+    Domains,
+    Sources,
+    base_source,
+    check_name,
+)
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import read_yaml
 from clip_mixtures.mixtures.spec import (
@@ -25,9 +32,16 @@ from clip_mixtures.mixtures.spec import (
     mixture_from_params,
 )
 from clip_mixtures.training.architectures import check_architecture
-from clip_mixtures.training.config import TrainConfig, train_config_from_params
+from clip_mixtures.training.config import (
+    SupervisedConfig,
+    TrainConfig,
+    recipe_from_params,
+    train_config_from_params,
+)
 
 PARAMS = Path("params.yaml")
+# What data.dvc pins, and every corpus lies under: a corpus elsewhere would change unseen.
+DATA = Path("data")
 BUILD = Path("build")
 INDEX = BUILD / "index"
 VERIFICATION = BUILD / "verification"
@@ -35,6 +49,7 @@ METRICS = Path("metrics")
 REPORT = Path("report")
 
 _SECTIONS = ("run", "corpus", "audit", "test", "mixtures", "models", "train", "evaluate")
+_MODEL_KEYS = ("architecture", "train", "supervised")
 _RUN_KEYS = ("mixtures", "models", "seeds")
 _CORPUS_PATHS = ("imagenet_sketch", "imagenet_train", "imagenet_validation", "imagenet_labels")
 _CORPUS_KEYS = ("domains_root", "domains", "layout", "bases")
@@ -62,6 +77,24 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class Model:
+    """What is trained: CLIP, or a supervised classifier with CLIP's visual tower.
+
+    Attributes:
+        architecture: a model of open_clip or of this project.
+        recipe: of a classifier, or of CLIP: `train`, with what the model says otherwise.
+    """
+
+    architecture: str
+    recipe: TrainConfig | SupervisedConfig
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether it is a classifier."""
+        return isinstance(self.recipe, SupervisedConfig)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """All of params.yaml, checked."""
 
@@ -70,7 +103,7 @@ class Experiment:
     checks: Checks
     unreadable_share: float
     mixtures: dict[str, Mixture]
-    models: dict[str, str]
+    models: dict[str, Model]
     train: TrainConfig
     bootstrap_resamples: int
     bootstrap_seed: int
@@ -82,8 +115,8 @@ class Experiment:
             raise unknown("mixture", key, self.mixtures, f"{PARAMS}: mixtures")
         return self.mixtures[key]
 
-    def architecture(self, key: str) -> str:
-        """Return the architecture of a model by its key."""
+    def model(self, key: str) -> Model:
+        """Return a model by its key."""
         if key not in self.models:
             raise unknown("model", key, self.models, f"{PARAMS}: models")
         return self.models[key]
@@ -114,8 +147,13 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         )
         for key, value in _mapping(params["mixtures"], "mixtures").items()
     }
+    for key, mixture in mixtures.items():
+        if mixture.base not in (None, NO_BASE, *sources.bases):
+            names = [*sources.bases, NO_BASE]
+            raise unknown("base set", mixture.base, names, f"mixtures.{key}.base")
+    train = train_config_from_params(params["train"])
     models = {
-        _checked_key(key, "models"): _architecture(key, value)
+        _checked_key(key, "models"): _model(key, value, params["train"])
         for key, value in _mapping(params["models"], "models").items()
     }
     evaluate = _section(params, "evaluate", _EVALUATE_KEYS)
@@ -129,7 +167,7 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         unreadable_share=_share(audit, "unreadable_share", "audit"),
         mixtures=mixtures,
         models=models,
-        train=train_config_from_params(params["train"]),
+        train=train,
         bootstrap_resamples=_integer(evaluate, "bootstrap_resamples", "evaluate", minimum=100),
         bootstrap_seed=_integer(evaluate, "bootstrap_seed", "evaluate"),
         cells=_cells(_section(params, "run", _RUN_KEYS), mixtures, models),
@@ -182,13 +220,19 @@ def _domains(params: Mapping[str, Any]) -> Domains:
 
 
 def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
-    bases = _mapping(params["bases"] or {}, "corpus.bases")
+    if "imagenet_labels" in params and "imagenet_validation" not in params:
+        raise UserError("corpus.imagenet_labels: belongs to imagenet_validation, which is missing")
+    bases = {
+        check_name(key, "corpus.bases"): base_source(key, value, f"corpus.bases.{key}")
+        for key, value in _mapping(params["bases"] or {}, "corpus.bases").items()
+    }
+    for key, source in bases.items():
+        for name, value in source.items():
+            if isinstance(value, Path):
+                _under_data(value, f"corpus.bases.{key}.{name}")
     return Sources(
         domains=domains,
-        bases={
-            check_name(key, "corpus.bases"): base_source(key, value, f"corpus.bases.{key}")
-            for key, value in bases.items()
-        },
+        bases=bases,
         **{key: _path(params, key) for key in _CORPUS_PATHS if key in params},
     )
 
@@ -196,7 +240,16 @@ def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
 def _path(params: Mapping[str, Any], key: str) -> Path:
     if not isinstance(params[key], str):
         raise UserError(f"corpus.{key}: is {params[key]!r}, not a path")
-    return Path(params[key])
+    return _under_data(Path(params[key]), f"corpus.{key}")
+
+
+def _under_data(path: Path, where: str) -> Path:
+    if path.parts[:1] != DATA.parts or ".." in path.parts:
+        raise UserError(
+            f"{where}: {path} is not under {DATA}/, which data.dvc pins; put it there, or a link "
+            "to it"
+        )
+    return path
 
 
 def _one_of(params: Mapping[str, Any], name: str, allowed: Sequence[str], where: str) -> str:
@@ -227,9 +280,22 @@ def _checked_key(key: Any, section: str) -> str:
     return key
 
 
-def _architecture(key: str, params: Any) -> str:
-    _only(_mapping(params, f"models.{key}"), ("architecture",), f"models.{key}")
-    return check_architecture(params["architecture"], f"models.{key}.architecture")
+def _model(key: str, params: Any, train: Any) -> Model:
+    where = f"models.{key}"
+    for name in _mapping(params, where):
+        if name not in _MODEL_KEYS:
+            raise unknown("key", name, _MODEL_KEYS, where)
+    if "architecture" not in params:
+        raise UserError(f"{where}: architecture missing")
+    architecture = check_architecture(params["architecture"], f"{where}.architecture")
+    if "supervised" in params:
+        if "train" in params:
+            raise UserError(f"{where}: train is for CLIP, supervised for a classifier; give one")
+        recipe = recipe_from_params(SupervisedConfig, params["supervised"], f"{where}.supervised")
+        return Model(architecture, recipe)
+    changes = _mapping(params.get("train") or {}, f"{where}.train")
+    recipe_of_clip = recipe_from_params(TrainConfig, {**train, **changes}, f"{where}.train")
+    return Model(architecture, recipe_of_clip)
 
 
 def _integer(params: Mapping[str, Any], name: str, where: str, minimum: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Train CLIP on one mixture; killed and started again, it goes on where it was.
+"""Train CLIP, or a classifier, on one mixture; killed and started again, it goes on where it was.
 
 torchrun --standalone --nproc-per-node 1 stages/train_clip.py \
     --mixture cg-low --model sample-rn --seed 0
@@ -30,10 +30,11 @@ def main() -> None:
     args = parser.parse_args()
     experiment = load_experiment()
     cell = Cell(args.mixture, args.model, args.seed)
+    settings = experiment.model(cell.model)
     run = Run(
         name=cell.run,
-        architecture=experiment.architecture(cell.model),
-        config=experiment.train,
+        architecture=settings.architecture,
+        config=settings.recipe,
         seed=cell.seed,
         mixture=BUILD / "mixtures" / experiment.mixture(cell.mixture).key,
         data_version=sha256_file(PINNED_DATA) if PINNED_DATA.is_file() else "",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from clip_mixtures.errors import reports_user_errors
-from clip_mixtures.files import atomic_write_json, atomic_write_text
+from clip_mixtures.files import atomic_write_json, atomic_write_text, sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
 from experiment import INDEX, VERIFICATION, load_experiment
@@ -26,7 +26,11 @@ def main() -> None:
     for path in sorted(INDEX.glob("*.parquet")):
         index = read_index(path)
         table = write_verification(
-            index, VERIFICATION / path.name, scratch, progress=f"verifying {path.stem}"
+            index,
+            VERIFICATION / path.name,
+            scratch,
+            progress=f"verifying {path.stem}",
+            index_hash=sha256_file(path),
         )
         unreadable = quarantine(table, index)
         lists.append(unreadable.assign(index=path.stem))

@@ -176,7 +176,7 @@ def test_unreadable_images_are_listed_and_the_pipeline_runs_without_them(project
     # Left out of training, and counted ...
     for key in ("cg-low", "cg-high"):
         facts = json.loads((build / "mixtures" / key / "mixture.json").read_text())
-        assert facts["dropped"] == {"unreadable": 1}
+        assert facts["dropped"] == {"unreadable": 1, "unreadable, of the validation set": 1}
         run = build / "runs" / f"{key}-sample-rn-s0"
         trained = json.loads((run / "training.json").read_text())["train_images"]
         assert trained == sum(facts["images"]["train"].values())

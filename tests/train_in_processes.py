@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import torch
-from test_training import CONFIG, make_data, make_model
+from test_training import CONFIG, make_data, make_model, train
 
-from clip_mixtures.training import clip
+from clip_mixtures.training.processes import join_processes, leave_processes
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    processes = clip.join_processes()
+    processes = join_processes()
     model = make_model()
-    facts = clip.train(model, make_data(model), CONFIG, 0, folder, processes)
+    facts = train(model, make_data(model), CONFIG, 0, folder, processes)
     if processes.is_first:
         (folder / "facts.json").write_text(json.dumps(facts))
-    clip.leave_processes(processes)
+    leave_processes(processes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from clip_mixtures.commands import data, mixtures, sample
+from clip_mixtures.commands import checkpoints, data, mixtures, sample
 from clip_mixtures.errors import reports_user_errors
 
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m clip_mixtures", description=__doc__.splitlines()[0]
     )
     commands = top.add_subparsers(dest="command", required=True)
-    for group in (sample, data, mixtures):
+    for group in (sample, data, mixtures, checkpoints):
         group.add_to(commands)
     return top
 

@@ -27,6 +27,8 @@ from clip_mixtures.errors import UserError
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _TAR_BLOCK = 512
+# tar fills up records of 20 blocks, or of as many as it is told; a megabyte is beyond all use.
+_LARGEST_PADDING = 1 << 20
 _TAR_MAGICS = (b"ustar\x0000", b"ustar  \0")
 _TAR_NUMBER = re.compile(rb" *([0-7]+)[ \0]*")
 _TAR_TIMES = re.compile(rb"([0-9]+ [acm]time=[0-9.]+\n)+")
@@ -202,6 +204,17 @@ def _tar_entries(path: Path, file: BinaryIO, start: int, length: int) -> Iterato
         mark = position + archive.offset
         if mark + _TAR_BLOCK > start + length or any(os.pread(file.fileno(), _TAR_BLOCK, mark)):
             raise tarfile.ReadError(f"no end mark at byte {mark}")
+        _check_padding(file, mark, start + length)
+
+
+def _check_padding(file: BinaryIO, mark: int, end: int) -> None:
+    """Refuse what follows the end of a tar, unless it is the zeros that fill up its last record.
+
+    Archives that were joined end to end, and archives whose rest was lost and filled with zeros,
+    would otherwise pass for shorter ones.
+    """
+    if end - mark > _LARGEST_PADDING or any(os.pread(file.fileno(), end - mark, mark)):
+        raise tarfile.ReadError(f"{end - mark} bytes follow the end mark at byte {mark}")
 
 
 def _plain_entry(file: BinaryIO, position: int, end: int) -> _Entry | None:

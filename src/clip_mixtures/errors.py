@@ -50,5 +50,11 @@ def reports_user_errors(main: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             # Whoever read the output has had enough, as `head` has; Python would complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            # A file that cannot be written or read where nothing more could be said of it.
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            raise SystemExit(USER_ERROR_STATUS) from None
 
     return wrapped

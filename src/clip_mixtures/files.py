@@ -46,8 +46,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def remove_parts(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder nobody else writes to."""
-    for path in folder.rglob(f".*{_PART}"):
-        path.unlink(missing_ok=True)
+    # safetensors makes temporary files of its own beside what it writes.
+    for pattern in (f".*{_PART}", ".tmp*"):
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -7,6 +7,7 @@ raises with the file's name.
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 import zlib
@@ -21,13 +22,16 @@ from tqdm import tqdm
 
 from clip_mixtures.errors import UserError
 
+# Archives that a reader keeps open.
+_OPEN_ARCHIVES = 64
+
 
 class ImageReader:
     """Read images of one corpus by index row; archives are opened once and stay open."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._descriptors: dict[str, int] = {}
+        self._descriptors: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     def read(self, row: Any) -> bytes:
         """Return the encoded bytes of an index row (anything with the schema's attributes).
@@ -87,6 +91,10 @@ class ImageReader:
                 self._descriptors[archive] = os.open(path, os.O_RDONLY)
             except OSError as error:
                 raise UserError(f"{path}: {error.strerror}") from error
+            # A corpus of a thousand shards would use up what a process may open.
+            while len(self._descriptors) > _OPEN_ARCHIVES:
+                os.close(self._descriptors.popitem(last=False)[1])
+        self._descriptors.move_to_end(archive)
         return self._descriptors[archive]
 
 

@@ -13,6 +13,9 @@ from ruamel.yaml.error import YAMLError
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import atomic_write_text, read_text
 
+# Taken over as a whole: a corpus of one preset is none of another's.
+_WHOLE = ("corpus.bases",)
+
 
 def apply_preset(preset: Path, params: Path) -> list[str]:
     """Write the values of a preset into a parameter file.
@@ -62,7 +65,11 @@ def _merge(
         # New mixtures and models may come with a preset; anything else must be known.
         if key not in current and prefix not in ("mixtures.", "models."):
             raise unknown("key", name, [f"{prefix}{known}" for known in current], where)
-        if isinstance(value, Mapping) and isinstance(current.get(key), MutableMapping):
+        if name in _WHOLE and isinstance(value, Mapping):
+            if current[key] != value:
+                current[key] = value
+                changed.append(name)
+        elif isinstance(value, Mapping) and isinstance(current.get(key), MutableMapping):
             changed += _merge(value, current[key], where, f"{name}.")
         elif isinstance(current.get(key), Mapping):
             raise UserError(f"{where}: {name} is {value!r}, not a mapping of keys to values")

@@ -65,6 +65,9 @@ SCHEMA = pa.schema(
 
 DEFAULT_CHUNK = 1024
 
+# Key of the metadata that says what index a table was made from.
+_INDEX = "index"
+
 # Bump when the same bytes would be judged differently, so that old chunks are not mixed in.
 _VERSION = 1
 
@@ -121,6 +124,7 @@ def write_verification(
     workers: int | None = None,
     progress: str | None = None,
     chunk: int = DEFAULT_CHUNK,
+    index_hash: str = "",
 ) -> pd.DataFrame:
     """Verify an index, write the table as Parquet, then remove the finished chunks.
 
@@ -131,6 +135,7 @@ def write_verification(
         workers: see :func:`verify`.
         progress: see :func:`verify`.
         chunk: see :func:`verify`.
+        index_hash: SHA-256 of the index file, to be kept with the table.
 
     Returns:
         The table, see :func:`verify`.
@@ -139,18 +144,19 @@ def write_verification(
         UserError: see :func:`verify`.
     """
     table, folder = _verify(index, scratch, workers, progress, chunk)
-    _write_table(table, out)
+    _write_table(table.replace_schema_metadata({_INDEX: index_hash}), out)
     # What cannot be removed does no harm: it is never taken for the chunks of anything else.
     shutil.rmtree(folder, ignore_errors=True)
     return _to_frame(table)
 
 
-def read_verification(path: Path, index_length: int) -> pd.DataFrame:
+def read_verification(path: Path, index_length: int, index_hash: str = "") -> pd.DataFrame:
     """Read the table of an index.
 
     Args:
         path: the Parquet file.
         index_length: how many rows the index has.
+        index_hash: SHA-256 of the index file; a table that was made from another is refused.
 
     Raises:
         UserError: when the file is absent, damaged, no such table, or of another index.
@@ -164,6 +170,9 @@ def read_verification(path: Path, index_length: int) -> pd.DataFrame:
         raise UserError(f"{path}: not a readable Parquet file ({detail}); run it again") from error
     if not table.schema.equals(SCHEMA):
         raise UserError(f"{path}: not a table of verified images; move it away and run it again")
+    made_from = (table.schema.metadata or {}).get(_INDEX.encode(), b"").decode()
+    if index_hash and made_from and made_from != index_hash:
+        raise UserError(f"{path}: was made from another index; verify the images again")
     if not _has_rows(table, range(index_length)):
         raise UserError(
             f"{path}: has {table.num_rows} rows where the index has {index_length}, so it was made "

@@ -21,6 +21,7 @@ def _index(args: argparse.Namespace) -> None:
     from clip_mixtures.corpora.indexing import write_indices
     from clip_mixtures.corpora.sources import Domains, Sources
 
+    _check_companions(args)
     if args.domainnet and args.folders:
         raise UserError("--domainnet and --folders: both make domains.parquet; give one of them")
     domains = None
@@ -41,6 +42,22 @@ def _index(args: argparse.Namespace) -> None:
     )
     for line in write_indices(sources, args.out):
         print(line)
+
+
+def _check_companions(args: argparse.Namespace) -> None:
+    """Refuse an option whose corpus is not given."""
+    companions = {
+        "--imagenet-images": (args.imagenet_images, args.imagenet_captions),
+        "--split-file": (args.split_file, args.imagenet_captions),
+        "--tsv-images": (args.tsv_images, args.tsv),
+        "--tsv-validation": (args.tsv_validation, args.tsv),
+        "--quoted": (args.quoted, args.tsv),
+        "--validation-per-mille": (args.validation_per_mille, args.webdataset),
+        "--imagenet-labels": (args.imagenet_labels, args.imagenet_validation),
+    }
+    for option, (given, corpus) in companions.items():
+        if given and not corpus:
+            raise UserError(f"{option}: belongs to a corpus that is not given")
 
 
 def _bases(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -72,7 +89,11 @@ def _bases(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from clip_mixtures.files import atomic_write_text, sha256_file
     from clip_mixtures.index import read_index
+    from clip_mixtures.judgement import MEANINGS
     from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
 
     if args.workers is not None and args.workers < 1:
@@ -80,6 +101,7 @@ def _verify(args: argparse.Namespace) -> None:
     files = sorted(args.index.glob("*.parquet")) if args.index.is_dir() else [args.index]
     if not files:
         raise UserError(f"{args.index}: no index in it; the command `index` makes one")
+    lists: list[pd.DataFrame] = []
     for path in files:
         index = read_index(path)
         table = write_verification(
@@ -88,11 +110,15 @@ def _verify(args: argparse.Namespace) -> None:
             args.scratch,
             workers=args.workers,
             progress=f"verifying {path.stem}",
+            index_hash=sha256_file(path),
         )
         unreadable = quarantine(table, index)
         print(f"{path.stem}: {len(table)} images, {len(unreadable)} unreadable, {remarks(table)}")
-        for reason, name in zip(unreadable["reason"], unreadable["path"], strict=True):
-            print(f"  {reason}: {name}")
+        for reason, name in list(zip(unreadable["reason"], unreadable["path"], strict=True))[:20]:
+            print(f"  {reason} ({MEANINGS[reason]}): {name}")
+        lists.append(unreadable.assign(index=path.stem))
+        listed = pd.concat(lists, ignore_index=True).to_csv(index=False, lineterminator="\n")
+        atomic_write_text(args.out / "quarantine.csv", listed)
         check_share(table, args.unreadable_share, path.stem)
 
 

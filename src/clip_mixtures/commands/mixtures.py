@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clip_mixtures.corpora.captions import DOMAIN_ORDER
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.mixtures.spec import (
     DOMAINS,
@@ -51,12 +52,30 @@ def _mixture(args: argparse.Namespace) -> None:
     columns = ["domain", "class_id", "class_name"]
     index = read_index(args.index / f"{DOMAINS}.parquet", columns=columns)
     mixture = _find(args, index.domains(), index.class_names())
-    checks = Checks(duplicates=args.duplicates, near_bits=args.near_bits)
+    checks = _checks(args)
     made = make_mixture(args.index, mixture, args.out, args.verification, checks)
     print(made.counts.to_string(index=False))
     for reason, count in made.dropped.items():
         print(f"left out: {count} {reason}")
+    if args.verification is None:
+        print("images not compared, unreadable ones not left out (no --verification)")
     print(f"{args.out}: {sum(made.counts['images'])} training images")
+
+
+def _checks(args: argparse.Namespace) -> Checks:
+    """Return how strict the audit is: by command line, parameters or custom."""
+    path = args.params or (DEFAULT_PARAMS if DEFAULT_PARAMS.is_file() else None)
+    said = (_params(path).get("audit") if path else None) or {}
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: audit: is {said!r}, not a mapping")
+    usual = Checks()
+    duplicates = args.duplicates or said.get("duplicates", usual.duplicates)
+    if duplicates not in DUPLICATE_POLICIES:
+        raise unknown("duplicates", duplicates, DUPLICATE_POLICIES, f"{path}: audit.duplicates")
+    near_bits = args.near_bits if args.near_bits is not None else said.get("near_bits")
+    if near_bits is not None and not isinstance(near_bits, int):
+        raise UserError(f"{path}: audit.near_bits: is {near_bits!r}; allowed: 0 to 64")
+    return Checks(duplicates, usual.near_bits if near_bits is None else near_bits)
 
 
 def _find(args: argparse.Namespace, domains: Sequence[str], classes: Sequence[str]) -> Mixture:
@@ -75,6 +94,11 @@ def _find(args: argparse.Namespace, domains: Sequence[str], classes: Sequence[st
     if not args.mixture.startswith("lso-"):
         where = f"{path}: mixtures" if path else "--mixture"
         raise unknown("mixture", args.mixture, [*params["mixtures"], REAL_ONLY, "lso-..."], where)
+    if set(domains) != set(DOMAIN_ORDER):
+        raise UserError(
+            f"{args.mixture}: stands for DomainNet's six domains, and {args.index} has "
+            f"{', '.join(domains)}; index all of them, or define a mixture of your own (--params)"
+        )
     defaults = {"test_domain": "sketch", "held_out": PUBLISHED_HELD_OUT}
     wanted = params_of(args.mixture)
     return mixture_from_params(args.mixture, wanted, defaults, domains, classes)
@@ -95,11 +119,16 @@ def _audit(args: argparse.Namespace) -> None:
     from clip_mixtures.mixtures.store import read_mixture
 
     stored = read_mixture(args.mixture)
-    checks = Checks(duplicates=args.duplicates, near_bits=args.near_bits)
+    if args.duplicates == "remove":
+        raise UserError("--duplicates: an audit removes nothing; build the mixture anew with it")
+    usual = Checks()
+    checks = Checks(args.duplicates or usual.duplicates, args.near_bits or usual.near_bits)
     rows = stored.rows("train")
     report = audit(stored.mixture, stored.indices, rows, args.verification, checks)
     out = args.out or args.mixture / "audit.json"
-    atomic_write_json(out, report)
+    if args.verification is not None or args.out is not None or not out.is_file():
+        # A report in which images were compared is not replaced by one in which they were not.
+        atomic_write_json(out, report)
     check_report(report)
     duplicates = report["duplicates"]
     found = (
@@ -136,14 +165,12 @@ def _add_checks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--duplicates",
         choices=DUPLICATE_POLICIES,
-        default="error",
-        help="what training images with the bytes of a held-out test image mean (%(default)s)",
+        help="what training images with the bytes of a held-out test image mean (error)",
     )
     parser.add_argument(
         "--near-bits",
         type=int,
-        default=4,
-        help="differing bits of near duplicates' hashes (%(default)s)",
+        help="differing bits of near duplicates' hashes (4)",
     )
 
 

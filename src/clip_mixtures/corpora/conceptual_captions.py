@@ -1,8 +1,8 @@
 """Captioned base sets such as CC3M and CC12M, as a list of captions or as WebDataset shards.
 
 A list has the header ``filepath<TAB>title`` and one row an image; shards are tar files in which an
-image and its caption lie side by side, ``000012.jpg`` and ``000012.txt``. Either holds millions of
-images, so rows become columns as they are read and never all exist as objects.
+image and its caption lie side by side, ``000012.jpg`` and ``000012.txt``. Shards are read into
+columns one by one; a list with images takes about half a gigabyte of memory for a million rows.
 """
 
 from __future__ import annotations
@@ -260,7 +260,8 @@ def index_webdataset(
         raise UserError(f"{shards}: holds no .tar file; a shard is one")
     jobs = [_Job(corpus, path, validation_per_mille) for path in paths]
     if workers is None:
-        workers = os.cpu_count() or 1
+        # A cluster lends a process some cores of a machine, not all.
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     with contextlib.closing(_read_shards(jobs, workers)) as results:
         bar = tqdm(results, total=len(jobs), desc=progress, unit="shard", disable=progress is None)
         read = list(bar)

@@ -144,7 +144,10 @@ def _with_places(root: Path, domain: str, frame: pd.DataFrame, images: bool) -> 
     archive = root / f"{domain}.zip"
     source = archive if archive.is_file() else root / domain
     if not source.exists():
-        raise UserError(f"{root}: neither {domain}.zip nor a folder {domain}/ is there")
+        raise UserError(
+            f"{root}: neither {domain}.zip nor a folder {domain}/ is there; --no-images indexes "
+            "the lists alone"
+        )
     there = {member.name: member for member in list_files(source)}
     missing = sorted(path for path in paths if path not in there)
     if missing:

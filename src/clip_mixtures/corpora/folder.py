@@ -15,6 +15,8 @@ from clip_mixtures.archives import list_files
 from clip_mixtures.corpora.captions import class_name_of, ordered_domains
 from clip_mixtures.errors import UserError, unknown
 
+# What lies beside images and is none.
+_COMPANIONS = (".txt", ".json", ".csv", ".tsv", ".md", ".xml", ".html", ".mat", "thumbs.db")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -92,8 +94,14 @@ def _images(root: Path, domain: str) -> list[str]:
     paths = []
     for member in list_files(source):
         parts = member.name.split("/")
-        if any(map(_is_hidden, parts)) or not parts[-1].lower().endswith(IMAGE_ENDINGS):
+        name = parts[-1].lower()
+        if any(map(_is_hidden, parts)) or name.endswith(_COMPANIONS):
             continue
+        if not name.endswith(IMAGE_ENDINGS):
+            raise UserError(
+                f"{source}: {member.name!r} has none of the endings of images "
+                f"({' '.join(IMAGE_ENDINGS)}); convert it or take it away"
+            )
         if len(parts) != 3 or parts[0] != domain:
             raise UserError(f"{source}: {member.name!r} is not at '{domain}/<class>/<image>'")
         if "\n" in member.name:

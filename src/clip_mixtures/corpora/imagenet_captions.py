@@ -143,6 +143,8 @@ def _places(images: Path) -> dict[str, Member]:
     places: dict[str, Member] = {}
     for member in members:
         name = member.name.rsplit("/", 1)[-1]
+        if name.startswith("."):
+            continue
         if name in places:
             raise UserError(
                 f"{images}: two images are named {name}, {places[name].name} and {member.name}; "

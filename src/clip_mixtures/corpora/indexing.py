@@ -87,10 +87,10 @@ def write_indices(sources: Sources, out: Path) -> list[str]:
     """
     lines = []
     for name, index, left_out in index_all(sources):
-        write_index(out / f"{name}.parquet", index)
         told = [f"{len(index)} images"]
         if name == "domains":
             told.append(f"{len(index.class_names())} classes in {len(index.domains())} domains")
+        write_index(out / f"{name}.parquet", index)
         empty = int((index.frame["caption"] == "").sum())
         if empty and name.startswith("base-"):
             told.append(f"{empty} of them with an empty caption")

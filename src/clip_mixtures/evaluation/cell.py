@@ -5,63 +5,141 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from clip_mixtures.evaluation.accuracy import HELD_OUT, SEEN
 from clip_mixtures.evaluation.statistics import bootstrap_accuracy
-from clip_mixtures.evaluation.zero_shot import predict, published_templates, text_classifier
+from clip_mixtures.evaluation.zero_shot import (
+    clip_logits,
+    published_templates,
+    rank,
+    text_classifier,
+)
 from clip_mixtures.training.checkpoints import load_checkpoint
 from clip_mixtures.training.models import ClipModel
+from clip_mixtures.training.supervised import create_classifier
 
-# domain to "held_out" | "seen" to "balanced" | "micro" to estimate, low, high and n
+# Predictions say whether the true class is among the first so many.
+TOP = 5
+
+# domain to "held_out" | "seen" to "balanced" | "micro" | "..._top5" to estimate, low, high and n
 Accuracies: TypeAlias = dict[str, dict[str, dict[str, dict[str, float | int | None]]]]
 
 
+class Reader(Protocol):
+    """What turns checkpoints of one kind of training into predictions."""
+
+    model: ClipModel
+
+    def load(self, path: Path) -> None:
+        """Take the weights of a checkpoint.
+
+        Raises:
+            UserError: when it cannot be loaded.
+        """
+        ...
+
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (B, C) scores of normalised pixels (B, 3, S, S)."""
+        ...
+
+
+class ZeroShotReader:
+    """Read CLIP checkpoints: a class is the mean of its prompts.
+
+    Args:
+        model: of the run's architecture; its weights are replaced.
+        class_names: by class id.
+    """
+
+    def __init__(self, model: ClipModel, class_names: Sequence[str]) -> None:
+        self.model, self._class_names = model, class_names
+        self._templates = published_templates()
+        # The prompts are the same for all checkpoints; taking them apart costs as much as encoding.
+        self._tokens = functools.cache(lambda texts: model.tokenizer(list(texts)))
+        self._classifier = torch.empty(0)
+
+    def load(self, path: Path) -> None:
+        """Take the weights and encode the prompts."""
+        load_checkpoint(path, self.model.network)
+        self.model.network.eval()
+        self._classifier = text_classifier(
+            self.model.network,
+            lambda texts: self._tokens(tuple(texts)),
+            self._class_names,
+            self._templates,
+        )
+
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the cosine with each class."""
+        return clip_logits(self.model, pixels, self._classifier)
+
+
+class SupervisedReader:
+    """Read checkpoints of classifiers: the domains' classes alone compete.
+
+    Args:
+        model: whose visual tower and input the classifier has.
+        classes: of the domains.
+    """
+
+    def __init__(self, model: ClipModel, classes: int) -> None:
+        self.model = model
+        device = next(model.network.parameters()).device
+        self._network = create_classifier(model, classes).to(device)
+
+    def load(self, path: Path) -> None:
+        """Take the weights."""
+        load_checkpoint(path, self._network)
+        self._network.eval()
+
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the domains' logits."""
+        return self._network.domain_logits(pixels)
+
+
 def predict_checkpoints(
-    model: ClipModel,
+    reader: Reader,
     checkpoints: Mapping[int, Path],
     images: npt.NDArray[np.uint8],
     test: pd.DataFrame,
-    class_names: Sequence[str],
 ) -> pd.DataFrame:
     """Classify the test images with every checkpoint, over all classes of the corpus.
 
     Args:
-        model: of the run's architecture; its weights are replaced.
+        reader: of the kind of training.
         checkpoints: epoch to file.
         images: (N, S, S, 3) uint8.
         test: the N index rows, whose index labels are row numbers of the domain index.
-        class_names: by class id.
 
     Returns:
-        One row a checkpoint and image: epoch, row, domain, class_id, prediction.
+        One row a checkpoint and image: epoch, row, domain, class_id, prediction, and the rank of
+        the true class if it is among the first five (0 is best), else -1.
 
     Raises:
         UserError: for a checkpoint that cannot be loaded.
     """
-    templates = published_templates()
-    # The prompts are the same for every checkpoint; taking them apart costs as much as encoding.
-    tokens = functools.cache(lambda texts: model.tokenizer(list(texts)))
-    model.network.eval()
+    labels = test["class_id"].to_numpy(dtype=np.int32)
     parts = []
     for epoch, path in tqdm(checkpoints.items(), desc="evaluating", unit="checkpoint"):
-        load_checkpoint(path, model.network)
-        classifier = text_classifier(
-            model.network, lambda texts: tokens(tuple(texts)), class_names, templates
-        )
+        reader.load(path)
+        best = rank(reader.logits, reader.model, images, TOP)
+        found = best == labels[:, None]
         parts.append(
             pd.DataFrame(
                 {
                     "epoch": np.int32(epoch),
                     "row": test.index.to_numpy(dtype=np.int64),
                     "domain": test["domain"].to_numpy(),
-                    "class_id": test["class_id"].to_numpy(dtype=np.int32),
-                    "prediction": predict(model, images, classifier).astype(np.int32),
+                    "class_id": labels,
+                    "prediction": best[:, 0].astype(np.int32),
+                    "rank": np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int8),
                 }
             )
         )
@@ -74,13 +152,14 @@ def accuracies(
     """Turn predictions of one checkpoint into accuracies with bootstrap intervals.
 
     Args:
-        predictions: columns domain, class_id, prediction.
+        predictions: columns domain, class_id, prediction and rank.
         held_out: class ids that are held out in the test domain.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
-        domain to "held_out" | "seen" to "balanced" | "micro" to estimate, low, high and n.
+        domain to "held_out" | "seen" to "balanced" | "micro" | "balanced_top5" | "micro_top5" to
+        estimate, low, high and n.
     """
     result: Accuracies = {}
     is_held_out = predictions["class_id"].isin(list(held_out))
@@ -88,23 +167,26 @@ def accuracies(
         of_domain = predictions["domain"] == domain
         groups = {HELD_OUT: of_domain & is_held_out, SEEN: of_domain & ~is_held_out}
         result[str(domain)] = {
-            group: _both_averages(predictions[rows], resamples, seed)
+            group: _averages(predictions[rows], resamples, seed)
             for group, rows in groups.items()
             if rows.any()
         }
     return result
 
 
-def _both_averages(
+def _averages(
     predictions: pd.DataFrame, resamples: int, seed: int
 ) -> dict[str, dict[str, float | int | None]]:
     labels = predictions["class_id"].to_numpy(dtype=np.int64)
     predicted = predictions["prediction"].to_numpy(dtype=np.int64)
+    among_first = np.where(predictions["rank"] >= 0, labels, -1)
+    averages: tuple[Literal["balanced", "micro"], ...] = ("balanced", "micro")
     return {
-        average: bootstrap_accuracy(
-            labels, predicted, average=average, resamples=resamples, seed=seed
+        f"{average}{suffix}": bootstrap_accuracy(
+            labels, answers, average=average, resamples=resamples, seed=seed
         ).as_dict()
-        for average in ("balanced", "micro")
+        for suffix, answers in (("", predicted), ("_top5", among_first))
+        for average in averages
     }
 
 

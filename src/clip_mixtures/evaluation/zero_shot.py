@@ -85,14 +85,47 @@ def predict(
     Returns:
         (N,) int64 in 0..C-1.
     """
-    predictions = []
+    return rank(lambda pixels: clip_logits(model, pixels, classifier), model, images, 1)[:, 0]
+
+
+def clip_logits(model: ClipModel, pixels: torch.Tensor, classifier: torch.Tensor) -> torch.Tensor:
+    """Return the cosine of each image with each class, (B, C).
+
+    Args:
+        model: in evaluation mode.
+        pixels: (B, 3, S, S), normalised.
+        classifier: (C, D) unit rows.
+    """
+    features = normalize(model.network.encode_image(pixels), dim=-1)  # type: ignore[operator]
+    return features @ classifier.T
+
+
+@torch.inference_mode()
+def rank(
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    model: ClipModel,
+    images: npt.NDArray[np.uint8],
+    count: int,
+) -> npt.NDArray[np.int64]:
+    """Return the classes that suit each image best.
+
+    Args:
+        logits: (B, 3, S, S) normalised pixels to (B, C).
+        model: whose input is prepared.
+        images: (N, S, S, 3) uint8, packed at the model's size.
+        count: how many classes, at most C of them.
+
+    Returns:
+        (N, min(count, C)) int64, best first; of equal ones the first.
+    """
+    device = _device(model.network)
+    best = []
     for start in range(0, len(images), IMAGE_BATCH):
-        batch = torch.from_numpy(np.array(images[start : start + IMAGE_BATCH])).to(
-            classifier.device
-        )
-        features = normalize(model.network.encode_image(normalise(to_pixels(batch), model)), dim=-1)  # type: ignore[operator]
-        predictions.append((features @ classifier.T).argmax(dim=1).cpu())
-    return torch.cat(predictions).numpy()
+        batch = torch.from_numpy(np.array(images[start : start + IMAGE_BATCH])).to(device)
+        scores = logits(normalise(to_pixels(batch), model))
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        best.append(order[:, :count].cpu())
+    return torch.cat(best).numpy()
 
 
 def _device(model: Any) -> torch.device:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from clip_mixtures.corpora.captions import DOMAIN_TERMS
 from clip_mixtures.errors import UserError
+from clip_mixtures.files import sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.build import Rows
 from clip_mixtures.mixtures.spec import DOMAINS, Checks, Mixture
@@ -33,19 +34,6 @@ _CAPTION_EXAMPLES = 3
 _PAIRS_AT_ONCE = 1 << 24
 
 Hashes = npt.NDArray[np.uint64]
-
-
-def held_out_leaks(frame: pd.DataFrame, rows: Rows, mixture: Mixture) -> list[str]:
-    """Return the paths of chosen training images that show a held-out class in the test domain.
-
-    Args:
-        frame: rows of a domain index (columns path, domain, class_name).
-        rows: the chosen row numbers.
-        mixture: what is held out, and where.
-    """
-    chosen = frame.iloc[rows]
-    by_label, by_path = _pair_flags(chosen, mixture)
-    return [str(path) for path in chosen.loc[by_label | by_path, "path"]]
 
 
 def _pair_flags(chosen: pd.DataFrame, mixture: Mixture) -> tuple[pd.Series, pd.Series]:
@@ -60,37 +48,8 @@ def _pair_flags(chosen: pd.DataFrame, mixture: Mixture) -> tuple[pd.Series, pd.S
     return by_label, by_path
 
 
-def check_held_out(frame: pd.DataFrame, rows: Rows, mixture: Mixture) -> None:
-    """Refuse a training set that contains what it must hold out.
-
-    Natural-only mixtures are checked as well: they never contain the test domain.
-
-    Raises:
-        UserError: naming the mixture, how many images leak and the first.
-    """
-    if not _tests_unseen(mixture):
-        return
-    leaks = held_out_leaks(frame, rows, mixture)
-    if leaks:
-        raise UserError(
-            f"mixtures.{mixture.key}: {len(leaks)} training images show a held-out class in test "
-            f"domain {mixture.test_domain!r}, first {leaks[0]!r}; correct the corpus' lists"
-        )
-
-
 def _tests_unseen(mixture: Mixture) -> bool:
     return not mixture.include_test_classes and mixture.allow == 0
-
-
-def check_split(train: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Refuse an index whose training and test rows name the same file.
-
-    Raises:
-        UserError: naming the first file on both sides.
-    """
-    shared = sorted(set(train["path"]) & set(test["path"]))
-    if shared:
-        raise UserError(f"{len(shared)} images are in train and test lists, first {shared[0]!r}")
 
 
 def audit(
@@ -144,11 +103,9 @@ def check_report(report: Mapping[str, Any]) -> None:
 
 
 def _leaks(report: Mapping[str, Any], mixture: Mixture, checks: Checks) -> list[str]:
-    if not _tests_unseen(mixture):
-        return []
     leaks = []
     pairs = report["held_out_pairs"]
-    if pairs["images"]:
+    if pairs["images"] and _tests_unseen(mixture):
         leaks.append(
             f"{pairs['images']} training images show a held-out class in test domain "
             f"{mixture.test_domain!r}, first {pairs['examples'][0]!r}; correct the corpus' lists"
@@ -185,10 +142,10 @@ def duplicate_rows(
     """Return, for each index, the training rows with the bytes of a held-out test image."""
     frame = read_index(indices[DOMAINS], columns=["domain", "class_name", "split"]).frame
     tested = _held_out_test_rows(frame, mixture)
-    wanted = set(_table(verification, DOMAINS, len(frame))["digest"].iloc[tested].dropna())
+    wanted = set(verification_of(indices[DOMAINS], verification)["digest"].iloc[tested].dropna())
     found = {}
     for name, chosen in rows.items():
-        digests = _table(verification, name, _length(indices[name]))["digest"].iloc[chosen]
+        digests = verification_of(indices[name], verification)["digest"].iloc[chosen]
         found[name] = chosen[digests.isin(wanted).to_numpy(dtype=bool)]
     return found
 
@@ -202,12 +159,18 @@ def _held_out_test_rows(frame: pd.DataFrame, mixture: Mixture) -> Rows:
     return np.flatnonzero(tested.to_numpy(dtype=bool))
 
 
-def _length(index: Path) -> int:
-    return len(read_index(index, columns=["split"]))
+def verification_of(index: Path, verification: Path) -> pd.DataFrame:
+    """Read what was found when the images of an index were opened.
 
+    Args:
+        index: the index file.
+        verification: folder with a table of the same name.
 
-def _table(verification: Path, name: str, length: int) -> pd.DataFrame:
-    return read_verification(verification / f"{name}.parquet", length)
+    Raises:
+        UserError: when it is absent, damaged or of another index.
+    """
+    length = len(read_index(index, columns=["split"]))
+    return read_verification(verification / index.name, length, sha256_file(index))
 
 
 def _duplicates_report(
@@ -221,9 +184,7 @@ def _duplicates_report(
     if verification is None:
         return {"compared": False, "exact_held_out": 0, "exact_held_out_examples": []}
     tables = {
-        name: _table(verification, name, _length(path))
-        for name, path in indices.items()
-        if name in rows
+        name: verification_of(path, verification) for name, path in indices.items() if name in rows
     }
     domain_table = tables[DOMAINS]
     test_rows = np.flatnonzero((frame["split"] == "test").to_numpy(dtype=bool))
@@ -340,6 +301,6 @@ def _captions_report(path: Path, rows: Rows, mixture: Mixture) -> dict[str, Any]
 
 def _mentions(captions: pa.Array, names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     """Mark the captions (n,) that contain one of some names as words, plurals included."""
-    words = "|".join(re.escape(name) for name in names)
+    words = "|".join(r"[\s_-]+".join(map(re.escape, name.split())) for name in names)
     found = pc.match_substring_regex(captions, rf"(?i)\b(?:{words})(?:e?s)?\b")
     return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clip_mixtures.corpora.captions import DOMAIN_ORDER
 from clip_mixtures.corpora.imagenet_sketch import without_counterpart
 from clip_mixtures.corpora.sources import NO_BASE
 from clip_mixtures.errors import UserError, unknown
@@ -24,13 +25,13 @@ from clip_mixtures.mixtures.audit import (
     audit,
     check_report,
     duplicate_rows,
+    verification_of,
 )
 from clip_mixtures.mixtures.build import Rows, count_table, select_rows
 from clip_mixtures.mixtures.published import identifier_of
 from clip_mixtures.mixtures.sketches import exchange
 from clip_mixtures.mixtures.spec import DOMAINS, SKETCHES, Checks, Mixture
 from clip_mixtures.mixtures.store import FACTS, write_mixture
-from clip_mixtures.verification import read_verification
 
 BASE_PREFIX = "base-"
 COUNTS = "counts.csv"
@@ -45,7 +46,7 @@ class Made:
     Attributes:
         counts: of the training rows, by domain and class group; see :func:`build.count_table`.
         audit: the audit's report.
-        dropped: reason to number of training rows left out after the choice.
+        dropped: reason to number of rows left out after the choice.
     """
 
     counts: pd.DataFrame
@@ -108,7 +109,7 @@ def make_mixture(
     check_report(report)
     counts = _counts(frame, mixture, splits["train"])
     atomic_write_text(out / COUNTS, counts.to_csv(index=False, lineterminator="\n"))
-    facts = {"identifier": _identifier(mixture), "dropped": dropped}
+    facts = {"identifier": _identifier(mixture, frame), "dropped": dropped}
     write_mixture(out, mixture, splits, indices, facts)
     return Made(counts, report, dropped)
 
@@ -161,19 +162,18 @@ def _base_of(index_folder: Path, mixture: Mixture) -> Path | None:
 def _without_unreadable(
     indices: Mapping[str, Path], splits: Mapping[str, Mapping[str, Rows]], verification: Path
 ) -> tuple[dict[str, dict[str, Rows]], dict[str, int]]:
-    """Leave out rows whose image cannot be read; count those of the training set."""
+    """Leave out rows whose image cannot be read, and count them."""
     kept: dict[str, dict[str, Rows]] = {split: {} for split in splits}
-    dropped = 0
+    dropped = dict.fromkeys(splits, 0)
     for name, path in indices.items():
-        length = len(read_index(path, columns=["split"]))
-        table = read_verification(verification / f"{name}.parquet", length)
+        table = verification_of(path, verification)
         readable = table["readable"].to_numpy(dtype=bool)
         for split, rows in splits.items():
             if name in rows:
                 kept[split][name] = rows[name][readable[rows[name]]]
-                if split == "train":
-                    dropped += len(rows[name]) - len(kept[split][name])
-    return kept, ({"unreadable": dropped} if dropped else {})
+                dropped[split] += len(rows[name]) - len(kept[split][name])
+    names = {"train": "unreadable", "validation": "unreadable, of the validation set"}
+    return kept, {names[split]: count for split, count in dropped.items() if count}
 
 
 def _counts(frame: pd.DataFrame, mixture: Mixture, train: Mapping[str, Rows]) -> pd.DataFrame:
@@ -190,8 +190,10 @@ def _counts(frame: pd.DataFrame, mixture: Mixture, train: Mapping[str, Rows]) ->
     return pd.concat(tables, ignore_index=True)
 
 
-def _identifier(mixture: Mixture) -> str | None:
-    """Return the published name of a mixture, if it has one."""
+def _identifier(mixture: Mixture, frame: pd.DataFrame) -> str | None:
+    """Return the published name of a mixture, if it has one; its captions depend on all domains."""
+    if set(frame["domain"].unique()) != set(DOMAIN_ORDER):
+        return None
     try:
         return identifier_of(mixture)
     except UserError:

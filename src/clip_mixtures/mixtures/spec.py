@@ -130,6 +130,10 @@ class Checks:
     duplicates: str = "error"
     near_bits: int = 4
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.near_bits <= 64:
+            raise UserError(f"near_bits: is {self.near_bits}; allowed: 0 to 64")
+
 
 def mixture_from_params(
     key: str,
@@ -306,6 +310,11 @@ def _domains(
     kind: str, test_domain: str, listed: Any, domains: Sequence[str], where: str
 ) -> tuple[str, ...]:
     if kind != "domains":
+        if NATURAL_DOMAIN not in domains:
+            raise UserError(
+                f"{where}.kind: {kind!r} takes domain {NATURAL_DOMAIN!r}, and there are only "
+                f"{', '.join(domains)}; add it, or take kind 'domains'"
+            )
         if listed is not None:
             raise UserError(f"{where}.domains: only kind 'domains' takes a list of domains")
         wanted = {

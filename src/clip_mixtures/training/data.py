@@ -1,12 +1,7 @@
-"""A mixture as tensors: packed images in a memory map, captions as token ids.
-
-Images are decoded once per run into one file of uint8 pixels; from then on a batch is a gather.
-The file lives in scratch space and is shared by the processes of a run.
-"""
+"""A mixture as tensors: packed images in a memory map, captions as token ids."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,26 +16,6 @@ from clip_mixtures.images import pack
 from clip_mixtures.index import Index
 
 _TOKENIZER_CHUNK = 50_000
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSet:
-    """Image-text pairs.
-
-    Attributes:
-        images: (N, S, S, 3) uint8, possibly a memory map.
-        tokens: (N, context length) int32.
-    """
-
-    images: npt.NDArray[np.uint8]
-    tokens: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gather rows: images (B, S, S, 3) uint8 and tokens (B, context length) int64."""
-        return torch.from_numpy(self.images[rows.numpy()]), self.tokens[rows].long()
 
 
 def pack_rows(

@@ -73,6 +73,27 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """What brings pixels to a network's mean and standard deviation, on its device.
+
+    Attributes:
+        mean: of each colour channel, on a scale of 0 to 1.
+        std: of each colour channel, likewise.
+        device: where the network is.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: torch.device
+
+    def apply(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, 3, H, W) pixels from 0 to 1, channels last in memory."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
     """Turn packed images (B, H, W, 3) uint8 into (B, 3, H, W) float32 from 0 to 1."""
     return images.permute(0, 3, 1, 2).float().div(255)
@@ -80,6 +101,4 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
 
 def normalise(pixels: torch.Tensor, model: ClipModel) -> torch.Tensor:
     """Bring (B, 3, H, W) pixels from 0 to 1 to the model's mean and standard deviation."""
-    mean = torch.tensor(model.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(model.std, device=pixels.device).view(1, 3, 1, 1)
-    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+    return Normalisation(model.mean, model.std, pixels.device).apply(pixels)

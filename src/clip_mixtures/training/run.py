@@ -10,25 +10,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json, remove_parts, sha256_file
-from clip_mixtures.index import read_index
+from clip_mixtures.index import Index, read_index
+from clip_mixtures.mixtures.build import Rows
 from clip_mixtures.mixtures.captions import captions_of
+from clip_mixtures.mixtures.spec import DOMAINS, Mixture
 from clip_mixtures.mixtures.store import read_mixture
 from clip_mixtures.scratch import end_with_parent, exclusive
-from clip_mixtures.training import clip
-from clip_mixtures.training.config import TrainConfig
-from clip_mixtures.training.data import (
-    TrainingSet,
-    fingerprint,
-    pack_rows,
-    source_hash,
-    tokenize,
+from clip_mixtures.training import loop
+from clip_mixtures.training.augmentation import Augmentation
+from clip_mixtures.training.clip import Contrastive
+from clip_mixtures.training.config import Recipe, SupervisedConfig, TrainConfig, per_process_batch
+from clip_mixtures.training.data import fingerprint, pack_rows, source_hash, tokenize
+from clip_mixtures.training.feed import DecodedFeed, PackedFeed, places_of
+from clip_mixtures.training.memory import device_batch
+from clip_mixtures.training.models import ClipModel, Normalisation, create_clip
+from clip_mixtures.training.processes import (
+    Processes,
+    join_processes,
+    leave_processes,
+    wait_for_all,
 )
-from clip_mixtures.training.models import ClipModel, create_clip
+from clip_mixtures.training.supervised import (
+    NO_LABEL,
+    Supervised,
+    create_classifier,
+    labels_of,
+)
 
 FACTS = "training.json"
+WORKERS = "WORKERS"
 # What, of this package, decides what a run computes.
 _DECIDING_SOURCES = (
     "training",
@@ -49,15 +64,15 @@ class Run:
     Attributes:
         name: of the run, for its folders.
         architecture: an open_clip name, or one of this project's own.
-        config: the recipe.
-        seed: of weights, order and augmentation.
+        config: the recipe, of CLIP or of a supervised classifier.
+        seed: of weights, order, augmentation and dropout.
         mixture: the folder of the mixture that it trains on.
         data_version: whatever changes when the images do.
     """
 
     name: str
     architecture: str
-    config: TrainConfig
+    config: TrainConfig | SupervisedConfig
     seed: int
     mixture: Path
     data_version: str = ""
@@ -78,6 +93,21 @@ class Run:
         return f"{self.name}-{fingerprint(*decides, *versions, *map(sha256_file, files))}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The rows of a mixture with what they are to be learnt as.
+
+    Attributes:
+        parts: an index and the row numbers taken from it, in training order.
+        targets: (N, ...) integers, token ids or labels.
+        left_out: images without a target.
+    """
+
+    parts: list[tuple[Index, Rows]]
+    targets: torch.Tensor
+    left_out: int = 0
+
+
 def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]) -> None:
     """Train a run, or go on with one that was killed, and publish it.
 
@@ -94,43 +124,120 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
             scratch folder that another process holds.
     """
     end_with_parent()
-    processes = clip.join_processes()
+    processes = join_processes()
     scratch = scratch_root / run.scratch_name()
     with exclusive(scratch) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
             remove_parts(scratch)
         torch.manual_seed(run.seed)
         model = create_clip(run.architecture, processes.device)
-        data = _load(run, model, scratch, processes)
-        facts = clip.train(model, data, run.config, run.seed, scratch, processes)
+        objective, chosen = _objective(run, model, processes)
+        feed = _feed(run.config, model, chosen, scratch, processes)
+        local = per_process_batch(run.config.global_batch_size, processes.world_size)
+        at_once = device_batch(_trial(objective, model, processes), local, processes)
+        objective.network.zero_grad(set_to_none=True)
+        facts = loop.train(objective, feed, run.config, run.seed, scratch, processes, at_once)
         if processes.is_first:
             recipe = {"architecture": run.architecture, **dataclasses.asdict(run.config)}
-            where = {"processes": processes.world_size, "device": processes.device.type}
-            everything = {**labels, **where, "train_images": len(data), **facts, "recipe": recipe}
+            where = {
+                "processes": processes.world_size,
+                "device": processes.device.type,
+                "device_batch": at_once,
+            }
+            counts = {"train_images": len(feed), "without_label": chosen.left_out}
+            everything = {**labels, **where, **counts, **facts, "recipe": recipe}
             atomic_write_json(scratch / FACTS, everything)
             publish(scratch, out)
             # First the state, so that a folder that is only half removed is never continued.
-            (scratch / clip.STATE).unlink(missing_ok=True)
+            (scratch / loop.STATE).unlink(missing_ok=True)
             shutil.rmtree(scratch)
-    clip.leave_processes(processes)
+    leave_processes(processes)
 
 
-def _load(run: Run, model: ClipModel, scratch: Path, processes: clip.Processes) -> TrainingSet:
+def _objective(
+    run: Run, model: ClipModel, processes: Processes
+) -> tuple[Contrastive | Supervised, _Chosen]:
+    """Make what is learnt, and read what it is learnt from."""
     stored = read_mixture(run.mixture)
     rows_of = stored.rows("train")
     indices = {name: read_index(stored.indices[name]) for name in rows_of}
-    parts = [(indices[name], rows) for name, rows in rows_of.items()]
-    packed = scratch / f"images-{model.image_size}.uint8"
-    if processes.is_first:
-        pack_rows(parts, model.image_size, packed, write=True)
-    clip.wait_for_all(processes)
+    if isinstance(run.config, TrainConfig):
+        chosen = _captioned(indices, rows_of, stored.mixture, model)
+        return Contrastive(model.network, run.config, processes), chosen
+    names = indices[DOMAINS].class_names()
+    classifier = create_classifier(model, len(names)).to(processes.device)
+    return Supervised(classifier, run.config), _labelled(indices, rows_of, names)
+
+
+def _captioned(
+    indices: Mapping[str, Index], rows_of: Mapping[str, Rows], mixture: Mixture, model: ClipModel
+) -> _Chosen:
     captions = [
         caption
         for name, rows in rows_of.items()
-        for caption in captions_of(name, indices[name].frame.iloc[rows], stored.mixture)
+        for caption in captions_of(name, indices[name].frame.iloc[rows], mixture)
     ]
-    images = pack_rows(parts, model.image_size, packed, write=False)
-    return TrainingSet(images, tokenize(captions, model.tokenizer))
+    parts = [(indices[name], rows) for name, rows in rows_of.items()]
+    return _Chosen(parts, tokenize(captions, model.tokenizer))
+
+
+def _labelled(
+    indices: Mapping[str, Index], rows_of: Mapping[str, Rows], names: list[str]
+) -> _Chosen:
+    parts, targets, left_out = [], [], 0
+    for name, rows in rows_of.items():
+        labels = labels_of(name, indices[name].frame.iloc[rows], names)
+        has_label = labels != NO_LABEL
+        parts.append((indices[name], rows[has_label]))
+        targets.append(labels[has_label])
+        left_out += int((~has_label).sum())
+    return _Chosen(parts, torch.from_numpy(np.concatenate(targets)), left_out)
+
+
+def _feed(
+    config: Recipe, model: ClipModel, chosen: _Chosen, scratch: Path, processes: Processes
+) -> PackedFeed | DecodedFeed:
+    augmentation = Augmentation(scale=(config.crop_scale, 1.0), flip=config.flip)
+    normalisation = Normalisation(model.mean, model.std, processes.device)
+    if config.images == "decoded":
+        return DecodedFeed(
+            places_of(chosen.parts),
+            chosen.targets,
+            model.image_size,
+            augmentation,
+            config.decoder,
+            normalisation,
+            _workers(),
+        )
+    packed = scratch / f"images-{model.image_size}.uint8"
+    if processes.is_first_here:
+        pack_rows(chosen.parts, model.image_size, packed, write=True)
+    wait_for_all(processes)
+    images = pack_rows(chosen.parts, model.image_size, packed, write=False)
+    return PackedFeed(images, chosen.targets, augmentation, normalisation)
+
+
+def _workers() -> int:
+    """Return how many processes decode for this one; the cores are shared with its siblings."""
+    wanted = os.environ.get(WORKERS)
+    if wanted:
+        if not wanted.isdecimal():
+            raise UserError(f"{WORKERS}: is {wanted!r}; allowed: a number of processes from 0")
+        return int(wanted)
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max((cores or 1) // siblings, 1)
+
+
+def _trial(objective: Contrastive | Supervised, model: ClipModel, processes: Processes) -> Any:
+    """Return what is tried to see how many images fit."""
+    shape = (3, model.image_size, model.image_size)
+
+    def forward(count: int) -> torch.Tensor:
+        images = torch.zeros((count, *shape), device=processes.device)
+        return objective.trial(images)
+
+    return forward
 
 
 def publish(scratch: Path, out: Path) -> None:
@@ -139,7 +246,7 @@ def publish(scratch: Path, out: Path) -> None:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     # Copied, not moved: a kill in here must leave scratch whole for the next attempt.
-    for name in (clip.CHECKPOINTS, clip.CURVES):
+    for name in (loop.CHECKPOINTS, loop.CURVES):
         shutil.copytree(scratch / name, building / name)
     shutil.copy2(scratch / FACTS, building / FACTS)
     if out.exists():

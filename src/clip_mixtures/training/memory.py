@@ -1,0 +1,62 @@
+"""How many images a device can take at a time, found by trying."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import distributed
+
+from clip_mixtures.errors import UserError
+from clip_mixtures.training.processes import Processes
+
+VARIABLE = "DEVICE_BATCH"
+
+
+def device_batch(forward: Callable[[int], torch.Tensor], local: int, processes: Processes) -> int:
+    """Return how many images of a process' share the device takes at a time.
+
+    The environment variable DEVICE_BATCH says so; without it a GPU is tried with all of the share,
+    then half, until a forward and backward pass fits, and a CPU takes all.
+
+    Args:
+        forward: makes a scalar from that many images, through everything that is trained.
+        local: this process' share of the global batch.
+        processes: all of them take the same number.
+
+    Raises:
+        UserError: for a DEVICE_BATCH that is no number, or when not even one image fits.
+    """
+    wanted = os.environ.get(VARIABLE)
+    if wanted:
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise UserError(f"{VARIABLE}: is {wanted!r}; allowed: a number of images from 1")
+        return min(int(wanted), local)
+    if processes.device.type != "cuda":
+        return local
+    fitting = _largest(forward, local)
+    if processes.world_size > 1:
+        box = torch.tensor(fitting, device=processes.device)
+        distributed.all_reduce(box, op=distributed.ReduceOp.MIN)
+        fitting = int(box)
+    return fitting
+
+
+def _largest(forward: Callable[[int], torch.Tensor], local: int) -> int:
+    """Return the largest of local, local/2, local/4 ... that fits the device's memory."""
+    size = local
+    while True:
+        try:
+            forward(size).backward()
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise UserError(
+                    "the device has too little memory for one image; take a smaller model, or "
+                    "grad_checkpointing: true"
+                ) from error
+        else:
+            # Half of what just fits would waste it; all of it leaves room for fragmentation.
+            return size
+        torch.cuda.empty_cache()
+        size = (size + 1) // 2
