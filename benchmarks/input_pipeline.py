@@ -38,7 +38,7 @@ def _image(stream: np.random.Generator) -> Image.Image:
     image = coarse.resize((500, 375), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(12):
-        left, top = stream.integers(0, 400), stream.integers(0, 300)
+        left, top = int(stream.integers(0, 400)), int(stream.integers(0, 300))
         colour = tuple(int(value) for value in stream.integers(0, 256, 3))
         draw.ellipse((left, top, left + 90, top + 60), fill=colour)
     noise = stream.normal(0, 7, (375, 500, 3))

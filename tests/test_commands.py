@@ -40,7 +40,7 @@ from clip_mixtures.verification import read_verification
 
 COMMANDS = (
     "sample", "contact-sheet", "preset", "download", "index", "verify",
-    "mixtures", "mixture", "audit", "export",
+    "mixtures", "mixture", "audit", "export", "import-checkpoint", "export-checkpoint",
 )  # fmt: skip
 # As Python runs where nobody asked for anything else.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -375,7 +375,8 @@ def test_verify_says_what_there_is_and_what_cannot_be_read(
     assert mistake(*words).startswith("domains: 1 of 54 images (1.85 %) cannot be read")
     said = say(*words, "--unreadable-share", "0.02").splitlines()
     assert "domains: 54 images, 1 unreadable" in said[1]
-    assert said[2] == "  zero_byte: real/ant/test_1.png"
+    assert said[2] == "  zero_byte (the file is there and empty): real/ant/test_1.png"
+    assert "zero_byte" in (tmp_path / "v" / "quarantine.csv").read_text()
     assert read_verification(tmp_path / "v" / "domains.parquet", 54)["readable"].sum() == 53
 
 
@@ -384,7 +385,8 @@ def test_verify_takes_one_index(tmp_path: Path, say: Say, mistake: Say) -> None:
     (tmp_path / "empty").mkdir()
     words = ["--out", tmp_path / "v", "--scratch", tmp_path / "scratch", "--workers", "1"]
     assert say("verify", "--index", indices / "base-tiny.parquet", *words).startswith("base-tiny:")
-    assert [path.name for path in (tmp_path / "v").iterdir()] == ["base-tiny.parquet"]
+    found = sorted(path.name for path in (tmp_path / "v").iterdir())
+    assert found == ["base-tiny.parquet", "quarantine.csv"]
     assert "empty: no index in it" in mistake("verify", "--index", tmp_path / "empty", *words)
     assert "absent: no such index" in mistake("verify", "--index", tmp_path / "absent", *words)
 
@@ -434,9 +436,9 @@ def test_mixtures_lists_those_of_a_parameter_file(
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Indices with the study's classes in three domains, and a base set with awkward captions."""
+    """Indices with the study's classes in its domains, and a base set with awkward captions."""
     folder = tmp_path_factory.mktemp("published")
-    domains = ["clipart", "real", "sketch"]
+    domains = list(DOMAIN_ORDER)
     classes = [*published_held_out(), "The Eiffel Tower", "zebra"]
     make_domainnet(folder / "domainnet", domains, classes, train=3, test=1, size=1)
     make_tsv_base(folder / "cc", ["plain", 'a "word"', "a\ttab", "NA", ""], size=1)
@@ -556,7 +558,7 @@ def test_mixture_leaves_out_what_verification_and_policy_say(
 ) -> None:
     words = ["mixture", "--index", tmp_path / "indices", "--params", tmp_path / "params.yaml"]
     words += ["--mixture", "all", "--out", tmp_path / "m"]
-    assert "left out" not in say(*words)
+    assert "images not compared, unreadable ones not left out" in say(*words)
     verified = [*words, "--verification", plant(corpora)]
     line = mistake(*verified)
     assert line.startswith("mixtures.all: 1 training images have the bytes of held-out test images")
@@ -608,7 +610,7 @@ def test_audit_and_export_need_a_mixture(tmp_path: Path, mistake: Say) -> None:
 
 def by_hand(published: Path, split: str, prefixes: tuple[str, str] = ("", "")) -> str:
     """Write low diversity for sketches, as the study's scripts would, from the lists."""
-    lists = read_lists(published / "domainnet", ["clipart", "real", "sketch"])
+    lists = read_lists(published / "domainnet", DOMAIN_ORDER)
     captions = published_captions(lists)
     folders = {name.replace(" ", "_") for name in published_held_out()}
     text = "filepath\ttitle\n"

@@ -72,7 +72,8 @@ def without(*keys: str) -> Change:
 
 
 def test_corpus_and_audit_are_what_the_file_says(changed: Callable[[Change], Path]) -> None:
-    base = {"format": "imagenet_captions", "captions": "in/captions.json", "images": "in.tar"}
+    base = {"format": "imagenet_captions"}
+    base |= {"captions": "data/in/captions.json", "images": "data/in.tar"}
     corpus = {
         "layout": "domainnet",
         "domains_root": "data/dn",
@@ -83,7 +84,7 @@ def test_corpus_and_audit_are_what_the_file_says(changed: Callable[[Change], Pat
     experiment = load_experiment(
         changed(both(setting("corpus", to=corpus), setting("audit", to=audit)))
     )
-    paths = {"captions": Path("in/captions.json"), "images": Path("in.tar")}
+    paths = {"captions": Path("data/in/captions.json"), "images": Path("data/in.tar")}
     assert experiment.domains == Domains(Path("data/dn"), ("sketch", "real"), "domainnet")
     assert experiment.sources == Sources(experiment.domains, {"in": {**base, **paths}})
     assert experiment.checks == Checks(duplicates="report", near_bits=7)
@@ -92,20 +93,20 @@ def test_corpus_and_audit_are_what_the_file_says(changed: Callable[[Change], Pat
 
 def test_every_corpus_that_can_be_named_is_taken(changed: Callable[[Change], Path]) -> None:
     paths = ["imagenet_sketch", "imagenet_train", "imagenet_validation", "imagenet_labels"]
-    cc = {"format": "tsv", "train": "cc/train.tsv", "quoted": True}
+    cc = {"format": "tsv", "train": "data/cc/train.tsv", "quoted": True}
     path = changed(
         both(
-            *(setting("corpus", name, to=f"in/{name}") for name in paths),
+            *(setting("corpus", name, to=f"data/in/{name}") for name in paths),
             setting("corpus", "bases", "cc3m", to=cc),
             setting("audit", to={"unreadable_share": 0, "duplicates": "remove", "near_bits": 0}),
         )
     )
     experiment = load_experiment(path)
     assert [getattr(experiment.sources, name) for name in paths] == [
-        Path("in") / name for name in paths
+        Path("data/in") / name for name in paths
     ]
     assert list(experiment.sources.bases) == ["sample", "cc3m"]
-    assert experiment.sources.bases["cc3m"] == {**cc, "train": Path("cc/train.tsv")}
+    assert experiment.sources.bases["cc3m"] == {**cc, "train": Path("data/cc/train.tsv")}
     assert experiment.checks == Checks(duplicates="remove", near_bits=0)
     assert experiment.unreadable_share == 0
 
@@ -165,7 +166,23 @@ def test_the_studys_classes_need_not_be_listed(changed: Callable[[Change], Path]
         ),
         (setting("corpus", "layout", to=["folders"]), r"^corpus\.layout: unknown layout \["),
         (setting("corpus", "imagenet_sketch", to=3), r"^corpus\.imagenet_sketch: is 3, not a path"),
-        (setting("corpus", "imagenet_labels", to=None), r"^corpus\.imagenet_labels: is None"),
+        (setting("corpus", "imagenet_train", to=None), r"^corpus\.imagenet_train: is None"),
+        (
+            setting("corpus", "imagenet_labels", to="data/devkit.tar.gz"),
+            r"^corpus\.imagenet_labels: belongs to imagenet_validation",
+        ),
+        (
+            setting("corpus", "domains_root", to="/elsewhere/domains"),
+            r"^corpus\.domains_root: /elsewhere/domains is not under data/",
+        ),
+        (
+            setting("corpus", "imagenet_train", to="data/../x.tar"),
+            r"^corpus\.imagenet_train: .* is not under data/",
+        ),
+        (
+            setting("mixtures", "cg-low", "base", to="cc3m"),
+            r"^mixtures\.cg-low\.base: unknown base set 'cc3m'",
+        ),
         (setting("corpus", "bases", to=["cc3m"]), r"^corpus\.bases: is \['cc3m'\], not a mapping"),
         (setting("corpus", "bases", "a/b", to={}), r"^corpus\.bases: 'a/b' must be letters"),
         (setting("corpus", "bases", "cc", to="x.tsv"), r"^corpus\.bases\.cc: is 'x\.tsv'"),

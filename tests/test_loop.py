@@ -23,8 +23,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip_train.scheduler import cosine_lr  # type: ignore[import-untyped]
-from open_clip_train.train import train_one_epoch  # type: ignore[import-untyped]
+from open_clip_train.scheduler import cosine_lr
+from open_clip_train.train import train_one_epoch
 from test_training import make_data, make_model
 from train_toy import ALONE, CPU, TOY, Faulty, make_feed, make_towers
 
@@ -668,7 +668,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, two_processes: Path) 
 
 
 def test_a_run_of_two_processes_may_go_on_with_one(tmp_path: Path, two_processes: Path) -> None:
-    killed = torchrun(tmp_path, "--standalone", "--nproc-per-node=2", toy=["--dies-after", "4"])
+    # The devices of the two are smaller too: they take 3 of their 4 images at a time.
+    toy = ["--dies-after=4", "--device-batch=3"]
+    killed = torchrun(tmp_path, "--standalone", "--nproc-per-node=2", toy=toy)
     assert end(killed) != [0]
     state = load_state(tmp_path / loop.STATE)
     assert state is not None

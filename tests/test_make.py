@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from corpora_factory import Corpora, make_domainnet, make_tsv_base, write_indices
 
+from clip_mixtures.corpora.captions import DOMAIN_ORDER
 from clip_mixtures.corpora.classes import published_held_out
 from clip_mixtures.corpora.domainnet import index_domainnet
 from clip_mixtures.errors import UserError
@@ -134,7 +135,7 @@ def test_a_base_set_that_is_not_there_or_not_said_is_refused(
 # ---- unreadable images
 
 
-def test_unreadable_images_are_left_out_and_those_of_the_training_set_counted(
+def test_unreadable_images_are_left_out_and_counted(
     tmp_path: Path,
 ) -> None:
     corpora = Corpora(tmp_path)
@@ -158,7 +159,7 @@ def test_unreadable_images_are_left_out_and_those_of_the_training_set_counted(
     for path, data in spoiled.items():
         corpora.file(path).write_bytes(data)
     made = make_mixture(indices, mixture, tmp_path / "made", corpora.verify())
-    assert made.dropped == {"unreadable": 4}
+    assert made.dropped == {"unreadable": 4, "unreadable, of the validation set": 1}
     assert made.audit["dropped"] == facts_of(tmp_path / "made")["dropped"] == made.dropped
     assert sum(made.counts["images"]) == sum(whole.counts["images"]) - 4
     after = read_mixture(tmp_path / "made")
@@ -283,7 +284,7 @@ def test_the_counts_are_of_the_training_rows(tmp_path: Path) -> None:
 def test_a_published_setting_is_stored_with_its_identifier(
     tmp_path: Path, identifier: str, of: list[str]
 ) -> None:
-    domains = ["clipart", "real", "sketch"]
+    domains = list(DOMAIN_ORDER)
     classes = [*published_held_out(), "zebra"]
     make_domainnet(tmp_path / "domains", domains, classes, train=2, test=1, size=1)
     indices = tmp_path / "indices"
@@ -299,6 +300,19 @@ def test_a_published_setting_is_stored_with_its_identifier(
         another = dataclasses.replace(mixture, **change)
         make_mixture(indices, another, tmp_path / "another")
         assert facts_of(tmp_path / "another")["identifier"] is None
+
+
+def test_a_corpus_of_fewer_domains_has_no_published_setting(tmp_path: Path) -> None:
+    domains = ["real", "sketch"]
+    classes = [*published_held_out(), "zebra"]
+    make_domainnet(tmp_path / "domains", domains, classes, train=2, test=1, size=1)
+    index = index_domainnet(tmp_path / "domains", domains, images=False)
+    write_indices(tmp_path / "indices", {"domains": index})
+    defaults = {"test_domain": "sketch", "held_out": "published"}
+    mixture = mixture_from_params("low", {"kind": "cg_low_diversity"}, defaults, domains)
+    make_mixture(tmp_path / "indices", mixture, tmp_path / "made")
+    # Its captions are others: they depend on the lists of all six.
+    assert facts_of(tmp_path / "made")["identifier"] is None
 
 
 def test_making_a_mixture_again_replaces_it(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from clip_mixtures.scratch import end_with_parent
 from clip_mixtures.training import loop
 from clip_mixtures.training.augmentation import Augmentation
 from clip_mixtures.training.clip import Contrastive
@@ -104,17 +104,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--norm", action="store_true")
-    parser.add_argument("--epochs", type=int, default=TOY.epochs)
     parser.add_argument("--dies-after", type=int, default=0)
     parser.add_argument("--waits", type=float, default=0.0)
+    parser.add_argument("--device-batch", type=int)
     given = parser.parse_args()
     torch.set_num_threads(1)
     loop.SECONDS_BETWEEN_STATES = 0
-    config = dataclasses.replace(TOY, epochs=given.epochs)
+    end_with_parent()
     processes = join_processes()
     network = make_towers(norm=given.norm)
-    objective = Faulty(network, config, processes, given.dies_after, given.waits)
-    loop.train(objective, make_feed(), config, 0, given.folder, processes)
+    objective = Faulty(network, TOY, processes, given.dies_after, given.waits)
+    loop.train(objective, make_feed(), TOY, 0, given.folder, processes, given.device_batch)
     leave_processes(processes)
 
 

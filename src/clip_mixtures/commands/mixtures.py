@@ -122,7 +122,8 @@ def _audit(args: argparse.Namespace) -> None:
     if args.duplicates == "remove":
         raise UserError("--duplicates: an audit removes nothing; build the mixture anew with it")
     usual = Checks()
-    checks = Checks(args.duplicates or usual.duplicates, args.near_bits or usual.near_bits)
+    near_bits = usual.near_bits if args.near_bits is None else args.near_bits
+    checks = Checks(args.duplicates or usual.duplicates, near_bits)
     rows = stored.rows("train")
     report = audit(stored.mixture, stored.indices, rows, args.verification, checks)
     out = args.out or args.mixture / "audit.json"

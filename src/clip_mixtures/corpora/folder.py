@@ -95,7 +95,7 @@ def _images(root: Path, domain: str) -> list[str]:
     for member in list_files(source):
         parts = member.name.split("/")
         name = parts[-1].lower()
-        if any(map(_is_hidden, parts)) or name.endswith(_COMPANIONS):
+        if any(map(_is_hidden, parts)) or name.endswith(_COMPANIONS) or "." not in name:
             continue
         if not name.endswith(IMAGE_ENDINGS):
             raise UserError(
