@@ -6,58 +6,62 @@ python stages/evaluate.py --mixture cg-low --model sample-rn --seed 0
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+import pandas as pd
 import torch
 
+from clip_mixtures.corpora.classes import imagenet_class_names
 from clip_mixtures.errors import reports_user_errors
-from clip_mixtures.evaluation.cell import (
-    SupervisedReader,
-    ZeroShotReader,
-    history_of,
-    predict_checkpoints,
-)
-from clip_mixtures.files import atomic_write_json, replacing
-from clip_mixtures.images import pack
-from clip_mixtures.index import read_index
+from clip_mixtures.evaluation.cell import class_table, confusion_table, history_of
+from clip_mixtures.evaluation.predictions import EvaluationSet, decoded, predict_checkpoints
+from clip_mixtures.evaluation.readers import Reader, SupervisedReader, ZeroShotReader
+from clip_mixtures.evaluation.zero_shot import prompt_templates
+from clip_mixtures.files import atomic_write_json, atomic_write_text, replacing
+from clip_mixtures.index import Index, read_index
 from clip_mixtures.mixtures.audit import verification_of
+from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.models import create_clip
-from experiment import BUILD, INDEX, VERIFICATION, Cell, load_experiment
+from clip_mixtures.training.processes import decoding_workers
+from experiment import BUILD, INDEX, VERIFICATION, Cell, Experiment, load_experiment
+
+IMAGENET = "imagenet"
+FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validation.parquet"}
 
 
 @reports_user_errors
 def main() -> None:
-    """Write build/evaluation/<run>/predictions.parquet and metrics.json."""
+    """Write build/evaluation/<run>/: predictions, metrics.json, classes and confusions."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mixture", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--seed", type=int, required=True)
     args = parser.parse_args()
-    domains = read_index(INDEX / "domains.parquet")
+    domains = read_index(FILES[DOMAINS])
     class_names = domains.class_names()
     experiment = load_experiment(class_names=class_names)
     mixture = experiment.mixture(args.mixture)
     cell = Cell(args.mixture, args.model, args.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = experiment.model(args.model)
-    model = create_clip(settings.architecture, device)
-    reader = (
-        SupervisedReader(model, len(class_names))
-        if settings.is_supervised
-        else ZeroShotReader(model, class_names)
-    )
-    verified = verification_of(INDEX / "domains.parquet", VERIFICATION)
-    test = domains.frame[(domains.frame["split"] == "test") & verified["readable"]]
-    images = pack(test, domains.root, model.image_size, progress="decoding test images")
+    reader = _reader(experiment, cell, class_names)
     checkpoints = list_checkpoints(BUILD / "runs" / cell.run / "checkpoints")
-    predictions = predict_checkpoints(reader, checkpoints, images, test)
-    held_out = [class_names.index(name) for name in mixture.held_out]
-    history = history_of(
-        predictions, held_out, experiment.bootstrap_resamples, experiment.bootstrap_seed
-    )
     out = BUILD / "evaluation" / cell.run
-    with replacing(out / "predictions.parquet") as temporary:
-        predictions.to_parquet(temporary, compression="zstd", index=False)
+    tables = {}
+    for name in reader.sets:
+        index = domains if name == DOMAINS else read_index(FILES[name])
+        images = _test_images(name, index)
+        portions = decoded(images, reader.model.image_size, max(decoding_workers(), 1))
+        tables[name] = predict_checkpoints(reader, checkpoints, images, portions)
+        _write_parquet(out / f"predictions-{name}.parquet", tables[name])
+
+    held_out = [class_names.index(name) for name in mixture.held_out]
+    settings = experiment.evaluate
+    history = history_of(
+        tables[DOMAINS], held_out, settings.resamples, settings.seed, tables.get(IMAGENET)
+    )
+    _write_parquet(out / "classes.parquet", class_table(tables[DOMAINS], class_names, held_out))
+    confusions = confusion_table(tables[DOMAINS], class_names, held_out)
+    atomic_write_text(out / "confusions.csv", confusions.to_csv(index=False, lineterminator="\n"))
     atomic_write_json(
         out / "metrics.json",
         {
@@ -70,7 +74,32 @@ def main() -> None:
             "checkpoints": history,
         },
     )
-    print(f"{cell.run}: {len(checkpoints)} checkpoints, {len(test)} test images each")
+    images_seen = sum(len(table) for table in tables.values()) // len(checkpoints)
+    print(f"{cell.run}: {len(checkpoints)} checkpoints, {images_seen} test images each")
+
+
+def _reader(experiment: Experiment, cell: Cell, class_names: list[str]) -> Reader:
+    settings, evaluate = experiment.model(cell.model), experiment.evaluate
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = create_clip(settings.architecture, device)
+    if settings.is_supervised:
+        return SupervisedReader(model, len(class_names), evaluate.precision)
+    names = {DOMAINS: class_names}
+    if FILES[IMAGENET].is_file():
+        names[IMAGENET] = list(imagenet_class_names(evaluate.protocol == "published"))
+    templates = prompt_templates(evaluate.prompts, evaluate.protocol)
+    return ZeroShotReader(model, names, templates, evaluate.precision)
+
+
+def _test_images(name: str, index: Index) -> EvaluationSet:
+    readable = verification_of(FILES[name], VERIFICATION)["readable"]
+    is_test = index.frame["split"] == "test"
+    return EvaluationSet(name, index.frame[is_test & readable], index.root)
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, compression="zstd", index=False)
 
 
 if __name__ == "__main__":

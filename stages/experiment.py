@@ -22,10 +22,12 @@ from clip_mixtures.corpora.sources import (
     check_name,
 )
 from clip_mixtures.errors import UserError, unknown
+from clip_mixtures.evaluation.config import PROMPTS, EvaluationConfig
 from clip_mixtures.files import read_yaml
 from clip_mixtures.mixtures.spec import (
     DUPLICATE_POLICIES,
     NATURAL_DOMAIN,
+    PROTOCOLS,
     Checks,
     Mixture,
     check_defaults,
@@ -33,6 +35,7 @@ from clip_mixtures.mixtures.spec import (
 )
 from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import (
+    PRECISIONS,
     SupervisedConfig,
     TrainConfig,
     recipe_from_params,
@@ -56,7 +59,7 @@ _CORPUS_KEYS = ("domains_root", "domains", "layout", "bases")
 _CORPUS_EXTRAS = ("test_share", *_CORPUS_PATHS)
 _AUDIT_KEYS = ("unreadable_share", "duplicates", "near_bits")
 _TEST_KEYS = ("test_domain", "held_out")
-_EVALUATE_KEYS = ("bootstrap_resamples", "bootstrap_seed")
+_EVALUATE_KEYS = ("prompts", "protocol", "precision", "bootstrap_resamples", "bootstrap_seed")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 # What numpy and torch take for a seed.
 _LARGEST_SEED = 2**32 - 1
@@ -105,8 +108,7 @@ class Experiment:
     mixtures: dict[str, Mixture]
     models: dict[str, Model]
     train: TrainConfig
-    bootstrap_resamples: int
-    bootstrap_seed: int
+    evaluate: EvaluationConfig
     cells: tuple[Cell, ...]
 
     def mixture(self, key: str) -> Mixture:
@@ -156,7 +158,6 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         _checked_key(key, "models"): _model(key, value, params["train"])
         for key, value in _mapping(params["models"], "models").items()
     }
-    evaluate = _section(params, "evaluate", _EVALUATE_KEYS)
     return Experiment(
         domains=domains,
         sources=sources,
@@ -168,8 +169,7 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         mixtures=mixtures,
         models=models,
         train=train,
-        bootstrap_resamples=_integer(evaluate, "bootstrap_resamples", "evaluate", minimum=100),
-        bootstrap_seed=_integer(evaluate, "bootstrap_seed", "evaluate"),
+        evaluate=_evaluation(_section(params, "evaluate", _EVALUATE_KEYS)),
         cells=_cells(_section(params, "run", _RUN_KEYS), mixtures, models),
     )
 
@@ -296,6 +296,16 @@ def _model(key: str, params: Any, train: Any) -> Model:
     changes = _mapping(params.get("train") or {}, f"{where}.train")
     recipe_of_clip = recipe_from_params(TrainConfig, {**train, **changes}, f"{where}.train")
     return Model(architecture, recipe_of_clip)
+
+
+def _evaluation(params: Mapping[str, Any]) -> EvaluationConfig:
+    return EvaluationConfig(
+        prompts=_one_of(params, "prompts", PROMPTS, "evaluate"),
+        protocol=_one_of(params, "protocol", PROTOCOLS, "evaluate"),
+        precision=_one_of(params, "precision", PRECISIONS, "evaluate"),
+        resamples=_integer(params, "bootstrap_resamples", "evaluate", minimum=100),
+        seed=_integer(params, "bootstrap_seed", "evaluate"),
+    )
 
 
 def _integer(params: Mapping[str, Any], name: str, where: str, minimum: int = 0) -> int:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pandas as pd
-import pytest
-import torch
 
-from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation import cell
-from clip_mixtures.training.checkpoints import list_checkpoints, save_checkpoint
-from clip_mixtures.training.models import create_clip
-from clip_mixtures.training.supervised import create_classifier
 
 
 def predictions() -> pd.DataFrame:
@@ -53,45 +44,31 @@ def test_no_estimate_without_an_interval_around_it() -> None:
                 assert low < high
 
 
-def test_every_checkpoint_is_evaluated_with_its_own_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cell, "published_templates", lambda: ["a photo of a {}."])
-    for epoch in (0, 3):
-        torch.manual_seed(epoch)
-        save_checkpoint(tmp_path, epoch, create_clip("sample-RN").network)
-    test = pd.DataFrame(
-        {"domain": "sketch", "class_id": pd.array([0, 1, 2] * 10, dtype="Int32")},
-        index=range(100, 130),
-    )
-    images = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
-    names = [f"thing {number}" for number in range(3)]
-    reader = cell.ZeroShotReader(create_clip("sample-RN"), names)
-    table = cell.predict_checkpoints(reader, list_checkpoints(tmp_path), images, test)
-    assert table["epoch"].tolist() == [0] * 30 + [3] * 30
-    assert table["row"].tolist() == list(range(100, 130)) * 2
-    first, last = (table.loc[table["epoch"] == e, "prediction"].tolist() for e in (0, 3))
-    assert set(first) | set(last) <= {0, 1, 2}
-    again = cell.predict_checkpoints(reader, list_checkpoints(tmp_path), images, test)
-    assert again.equals(table)
-    (tmp_path / "epoch_003.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"epoch_003\.safetensors"):
-        cell.predict_checkpoints(reader, list_checkpoints(tmp_path), images, test)
+def test_imagenet_stands_beside_the_domains_of_its_checkpoint() -> None:
+    imagenet = predictions().assign(domain="imagenet")
+    history = cell.history_of(predictions(), [0], 100, 0, imagenet[imagenet["class_id"] == 0])
+    assert [point["imagenet"]["micro"]["estimate"] for point in history] == [0, 0.5]
+    assert [point["imagenet"]["micro_top5"]["estimate"] for point in history] == [0.5, 1]
+    assert "imagenet" not in cell.history_of(predictions(), [0], 100, 0)[0]
 
 
-def test_a_classifier_ranks_the_classes_of_the_domains_alone(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    classifier = create_classifier(create_clip("sample-RN"), 7)
-    with torch.no_grad():
-        # An ImageNet output that is always the largest, and class 6 before class 2.
-        classifier.head.weight.zero_()
-        classifier.head.bias.zero_()
-        classifier.head.bias[5], classifier.head.bias[1006], classifier.head.bias[1002] = 9, 4, 3
-    save_checkpoint(tmp_path, 0, classifier)
-    test = pd.DataFrame({"domain": "real", "class_id": pd.array([6, 2, 0, 5], dtype="Int32")})
-    images = np.zeros((4, 64, 64, 3), dtype=np.uint8)
-    reader = cell.SupervisedReader(create_clip("sample-RN"), 7)
-    table = cell.predict_checkpoints(reader, list_checkpoints(tmp_path), images, test)
-    assert table["prediction"].tolist() == [6] * 4
-    # Of equal scores the first classes come first: 6, 2, 0, 1, 3 are the first five.
-    assert table["rank"].tolist() == [0, 1, 2, -1]
+def test_classes_are_counted_by_checkpoint_and_domain() -> None:
+    table = cell.class_table(predictions(), ["ant", "bee"], held_out=[0])
+    assert table.drop(columns="class_id").to_numpy().tolist() == [
+        [0, "real", "bee", "seen", 1, 1, 1],
+        [0, "sketch", "ant", "held_out", 2, 0, 1],
+        [0, "sketch", "bee", "seen", 1, 0, 1],
+        [5, "real", "bee", "seen", 1, 1, 1],
+        [5, "sketch", "ant", "held_out", 2, 1, 2],
+        [5, "sketch", "bee", "seen", 1, 1, 1],
+    ]
+    columns = ["epoch", "domain", "class_id", "class_name", "group", "images", "correct"]
+    assert list(table.columns) == [*columns, "correct_top5"]
+
+
+def test_confusions_are_those_of_held_out_classes_at_last() -> None:
+    table = cell.confusion_table(predictions(), ["ant", "bee"], held_out=[0])
+    assert table.to_numpy().tolist() == [["sketch", "ant", "ant", 1], ["sketch", "ant", "bee", 1]]
+    more = pd.concat([predictions(), predictions().iloc[[1]]])
+    first = cell.confusion_table(more, ["ant", "bee"], held_out=[0]).iloc[0]
+    assert (first["predicted"], first["images"]) == ("bee", 2)

@@ -28,12 +28,12 @@ from clip_mixtures.archives import list_files
 from clip_mixtures.corpora.png import encode_png
 from clip_mixtures.errors import UserError
 from clip_mixtures.index import Index, placed, read_index, write_index
-from clip_mixtures.training import run as run_module
 from clip_mixtures.training.augmentation import DRAWS, Augmentation
 from clip_mixtures.training.decoding import crop_to
 from clip_mixtures.training.feed import DecodedFeed, PackedFeed, places_of
 from clip_mixtures.training.loop import Batch
 from clip_mixtures.training.models import Normalisation
+from clip_mixtures.training.processes import decoding_workers
 from clip_mixtures.training.run import train_run
 
 Pixels = npt.NDArray[np.uint8]
@@ -491,7 +491,7 @@ def test_the_cores_are_shared_by_the_processes_of_a_machine(
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert run_module._workers() == count
+    assert decoding_workers() == count
 
 
 @pytest.mark.parametrize("wanted", ["-1", "two", "1.5"])
@@ -500,4 +500,4 @@ def test_a_number_of_workers_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv("WORKERS", wanted)
     with pytest.raises(UserError, match=rf"WORKERS: is '{wanted}'; allowed"):
-        run_module._workers()
+        decoding_workers()

@@ -16,8 +16,10 @@ from torch.nn.functional import normalize
 from clip_mixtures.evaluation.accuracy import accuracy_table
 from clip_mixtures.evaluation.zero_shot import (
     DOMAIN_TEMPLATES,
+    encode_prompts,
     fill,
     predict,
+    prompt_templates,
     published_templates,
     text_classifier,
 )
@@ -41,6 +43,39 @@ def test_the_templates_are_the_published_ones(shared_file: Callable[[str], Path]
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     assert len(texts) == oracle["n_templates"] == 86
     assert digest == oracle["sha256_of_newline_joined"]
+
+
+def test_the_published_filter_keeps_what_it_should_leave_out(
+    shared_file: Callable[[str], Path],
+) -> None:
+    oracle = json.loads(shared_file("oracle/numerics/zeroshot_templates.json").read_text())
+    texts = [fill(template, "{}") for template in prompt_templates("domain_invariant", "published")]
+    assert texts == oracle["domain_invariant_true_keeps"]
+
+
+def test_domain_invariant_prompts_name_no_domain() -> None:
+    kept = [fill(template, "{}") for template in prompt_templates("domain_invariant")]
+    dropped = [fill(t, "{}") for t in prompt_templates("domain_invariant", "published")]
+    assert (len(kept), len(dropped)) == (76, 10)
+    assert not any("sketch" in text or "painting" in text for text in kept)
+    assert "a clipart of a {}." in dropped
+    assert "a photo of the {}." in kept
+    assert len(prompt_templates("all")) == 86
+    with pytest.raises(ValueError, match="allowed: all, domain_invariant"):
+        prompt_templates("some")
+
+
+@pytest.mark.parametrize("architecture", ["sample-RN", "ViT-S-32"])
+def test_what_lies_behind_the_end_of_a_prompt_has_no_part_in_it(architecture: str) -> None:
+    torch.manual_seed(0)
+    model = create_clip(architecture)
+    model.network.eval()
+    texts = ["a cat", "a drawing of a very small and rather old grey cat that sleeps", "", "dog"]
+    tokens = model.tokenizer(texts)
+    with torch.inference_mode():
+        whole = model.network.encode_text(tokens)  # type: ignore[operator]
+    cut = encode_prompts(model.network, tokens)
+    assert torch.allclose(normalize(cut, dim=-1), normalize(whole, dim=-1), atol=1e-5)
 
 
 class _TableModel:

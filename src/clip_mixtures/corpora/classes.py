@@ -107,8 +107,13 @@ def imagenet_synsets() -> tuple[str, ...]:
 
 
 @functools.cache
-def imagenet_class_names() -> tuple[str, ...]:
-    """Return ImageNet's 1,000 class names by class id, as the published captions have them."""
+def imagenet_class_names(published: bool = True) -> tuple[str, ...]:
+    """Return ImageNet's 1,000 class names by class id.
+
+    Args:
+        published: as the published captions and prompts have them; otherwise as open_clip does,
+            which renamed four.
+    """
     file = _package_folder("open_clip") / "zero_shot_metadata.py"
     spec = importlib.util.spec_from_file_location("_open_clip_names", file)
     assert spec is not None
@@ -116,8 +121,9 @@ def imagenet_class_names() -> tuple[str, ...]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     names = list(module.IMAGENET_CLASSNAMES)
-    for label, name in _PUBLISHED_NAMES.items():
-        names[label] = name
+    if published:
+        for label, name in _PUBLISHED_NAMES.items():
+            names[label] = name
     return tuple(names)
 
 

@@ -1,149 +1,19 @@
-"""Evaluate one run: predictions of every checkpoint first, numbers from predictions second."""
+"""The numbers of one run, from its predictions alone."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import torch
-from tqdm import tqdm
 
 from clip_mixtures.evaluation.accuracy import HELD_OUT, SEEN
 from clip_mixtures.evaluation.statistics import bootstrap_accuracy
-from clip_mixtures.evaluation.zero_shot import (
-    clip_logits,
-    published_templates,
-    rank,
-    text_classifier,
-)
-from clip_mixtures.training.checkpoints import load_checkpoint
-from clip_mixtures.training.models import ClipModel
-from clip_mixtures.training.supervised import create_classifier
-
-# Predictions say whether the true class is among the first so many.
-TOP = 5
 
 # domain to "held_out" | "seen" to "balanced" | "micro" | "..._top5" to estimate, low, high and n
-Accuracies: TypeAlias = dict[str, dict[str, dict[str, dict[str, float | int | None]]]]
-
-
-class Reader(Protocol):
-    """What turns checkpoints of one kind of training into predictions."""
-
-    model: ClipModel
-
-    def load(self, path: Path) -> None:
-        """Take the weights of a checkpoint.
-
-        Raises:
-            UserError: when it cannot be loaded.
-        """
-        ...
-
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, C) scores of normalised pixels (B, 3, S, S)."""
-        ...
-
-
-class ZeroShotReader:
-    """Read CLIP checkpoints: a class is the mean of its prompts.
-
-    Args:
-        model: of the run's architecture; its weights are replaced.
-        class_names: by class id.
-    """
-
-    def __init__(self, model: ClipModel, class_names: Sequence[str]) -> None:
-        self.model, self._class_names = model, class_names
-        self._templates = published_templates()
-        # The prompts are the same for all checkpoints; taking them apart costs as much as encoding.
-        self._tokens = functools.cache(lambda texts: model.tokenizer(list(texts)))
-        self._classifier = torch.empty(0)
-
-    def load(self, path: Path) -> None:
-        """Take the weights and encode the prompts."""
-        load_checkpoint(path, self.model.network)
-        self.model.network.eval()
-        self._classifier = text_classifier(
-            self.model.network,
-            lambda texts: self._tokens(tuple(texts)),
-            self._class_names,
-            self._templates,
-        )
-
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the cosine with each class."""
-        return clip_logits(self.model, pixels, self._classifier)
-
-
-class SupervisedReader:
-    """Read checkpoints of classifiers: the domains' classes alone compete.
-
-    Args:
-        model: whose visual tower and input the classifier has.
-        classes: of the domains.
-    """
-
-    def __init__(self, model: ClipModel, classes: int) -> None:
-        self.model = model
-        device = next(model.network.parameters()).device
-        self._network = create_classifier(model, classes).to(device)
-
-    def load(self, path: Path) -> None:
-        """Take the weights."""
-        load_checkpoint(path, self._network)
-        self._network.eval()
-
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the domains' logits."""
-        return self._network.domain_logits(pixels)
-
-
-def predict_checkpoints(
-    reader: Reader,
-    checkpoints: Mapping[int, Path],
-    images: npt.NDArray[np.uint8],
-    test: pd.DataFrame,
-) -> pd.DataFrame:
-    """Classify the test images with every checkpoint, over all classes of the corpus.
-
-    Args:
-        reader: of the kind of training.
-        checkpoints: epoch to file.
-        images: (N, S, S, 3) uint8.
-        test: the N index rows, whose index labels are row numbers of the domain index.
-
-    Returns:
-        One row a checkpoint and image: epoch, row, domain, class_id, prediction, and the rank of
-        the true class if it is among the first five (0 is best), else -1.
-
-    Raises:
-        UserError: for a checkpoint that cannot be loaded.
-    """
-    labels = test["class_id"].to_numpy(dtype=np.int32)
-    parts = []
-    for epoch, path in tqdm(checkpoints.items(), desc="evaluating", unit="checkpoint"):
-        reader.load(path)
-        best = rank(reader.logits, reader.model, images, TOP)
-        found = best == labels[:, None]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "epoch": np.int32(epoch),
-                    "row": test.index.to_numpy(dtype=np.int64),
-                    "domain": test["domain"].to_numpy(),
-                    "class_id": labels,
-                    "prediction": best[:, 0].astype(np.int32),
-                    "rank": np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int8),
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+Averages: TypeAlias = dict[str, dict[str, float | int | None]]
+Accuracies: TypeAlias = dict[str, dict[str, Averages]]
 
 
 def accuracies(
@@ -167,39 +37,122 @@ def accuracies(
         of_domain = predictions["domain"] == domain
         groups = {HELD_OUT: of_domain & is_held_out, SEEN: of_domain & ~is_held_out}
         result[str(domain)] = {
-            group: _averages(predictions[rows], resamples, seed)
+            group: averages(predictions[rows], resamples, seed)
             for group, rows in groups.items()
             if rows.any()
         }
     return result
 
 
-def _averages(
-    predictions: pd.DataFrame, resamples: int, seed: int
-) -> dict[str, dict[str, float | int | None]]:
+def averages(predictions: pd.DataFrame, resamples: int, seed: int) -> Averages:
+    """Average over classes and over images, for the first choice and the first five.
+
+    Args:
+        predictions: columns class_id, prediction and rank; one row or more.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        "balanced" | "micro" | "balanced_top5" | "micro_top5" to estimate, low, high and n.
+    """
     labels = predictions["class_id"].to_numpy(dtype=np.int64)
     predicted = predictions["prediction"].to_numpy(dtype=np.int64)
     among_first = np.where(predictions["rank"] >= 0, labels, -1)
-    averages: tuple[Literal["balanced", "micro"], ...] = ("balanced", "micro")
+    kinds: tuple[Literal["balanced", "micro"], ...] = ("balanced", "micro")
     return {
-        f"{average}{suffix}": bootstrap_accuracy(
-            labels, answers, average=average, resamples=resamples, seed=seed
+        f"{kind}{suffix}": bootstrap_accuracy(
+            labels, answers, average=kind, resamples=resamples, seed=seed
         ).as_dict()
         for suffix, answers in (("", predicted), ("_top5", among_first))
-        for average in averages
+        for kind in kinds
     }
 
 
 def history_of(
-    predictions: pd.DataFrame, held_out: Collection[int], resamples: int, seed: int
+    predictions: pd.DataFrame,
+    held_out: Collection[int],
+    resamples: int,
+    seed: int,
+    imagenet: pd.DataFrame | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the accuracies of every checkpoint, by epoch."""
-    return [
+    """Return the accuracies of every checkpoint, by epoch.
+
+    Args:
+        predictions: of the domains' test images.
+        held_out: class ids that are held out in the test domain.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        imagenet: predictions on ImageNet's validation set, among its 1,000 classes.
+
+    Returns:
+        epoch, accuracies (see :func:`accuracies`), and imagenet (see :func:`averages`) if given.
+    """
+    history: list[dict[str, Any]] = []
+    for epoch in sorted(predictions["epoch"].unique()):
+        of_epoch = predictions[predictions["epoch"] == epoch]
+        point = {"epoch": int(epoch), "accuracies": accuracies(of_epoch, held_out, resamples, seed)}
+        if imagenet is not None:
+            rows = imagenet["epoch"] == epoch
+            point["imagenet"] = averages(imagenet[rows], resamples, seed)
+        history.append(point)
+    return history
+
+
+def class_table(
+    predictions: pd.DataFrame, class_names: Sequence[str], held_out: Collection[int]
+) -> pd.DataFrame:
+    """Count images and right answers of every checkpoint, domain and class.
+
+    Args:
+        predictions: columns epoch, domain, class_id, prediction and rank.
+        class_names: by class id.
+        held_out: class ids that are held out in the test domain.
+
+    Returns:
+        epoch, domain, class_id, class_name, group, images, correct, correct_top5; classes without
+        images have no row.
+    """
+    right = predictions.assign(
+        correct=predictions["prediction"] == predictions["class_id"],
+        correct_top5=predictions["rank"] >= 0,
+    )
+    groups = right.groupby(["epoch", "domain", "class_id"], sort=False)
+    table = groups.agg(
+        images=("correct", "size"), correct=("correct", "sum"), correct_top5=("correct_top5", "sum")
+    ).reset_index()
+    names = np.asarray(class_names, dtype=object)[table["class_id"].to_numpy()]
+    table.insert(3, "class_name", names)
+    is_held_out = table["class_id"].isin(list(held_out))
+    table.insert(4, "group", np.where(is_held_out, HELD_OUT, SEEN))
+    return table.sort_values(["epoch", "domain", "class_id"], ignore_index=True)
+
+
+def confusion_table(
+    predictions: pd.DataFrame, class_names: Sequence[str], held_out: Collection[int]
+) -> pd.DataFrame:
+    """Count what the last checkpoint takes images of held-out classes for.
+
+    Args:
+        predictions: columns epoch, domain, class_id and prediction.
+        class_names: by class id.
+        held_out: class ids that are held out in the test domain.
+
+    Returns:
+        domain, class_name, predicted (a class name), images; of each domain and class the most
+        frequent answer first.
+    """
+    last = predictions[predictions["epoch"] == predictions["epoch"].max()]
+    chosen = last[last["class_id"].isin(list(held_out))]
+    counts = chosen.groupby(["domain", "class_id", "prediction"]).size().rename("images")
+    table = counts.reset_index().sort_values(
+        ["domain", "class_id", "images", "prediction"], ascending=[True, True, False, True]
+    )
+    names = np.asarray(class_names, dtype=object)
+    return pd.DataFrame(
         {
-            "epoch": int(epoch),
-            "accuracies": accuracies(
-                predictions[predictions["epoch"] == epoch], held_out, resamples, seed
-            ),
+            "domain": table["domain"].to_numpy(),
+            "class_name": names[table["class_id"].to_numpy()],
+            "predicted": names[table["prediction"].to_numpy()],
+            "images": table["images"].to_numpy(),
         }
-        for epoch in sorted(predictions["epoch"].unique())
-    ]
+    )

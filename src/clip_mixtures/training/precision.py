@@ -8,24 +8,36 @@ from typing import Any
 import torch
 
 
+def autocast(name: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return the context for forward passes.
+
+    Args:
+        name: one of :data:`config.PRECISIONS`.
+        device: where they run; "amp" is bfloat16 on a CPU, which has no float16 arithmetic.
+    """
+    dtype = torch.float16 if _is_half(name, device) else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=name != "fp32")
+
+
+def _is_half(name: str, device: torch.device) -> bool:
+    return name == "amp" and device.type == "cuda"
+
+
 class Precision:
     """Autocast and gradient scaling of one run.
 
     Args:
         name: one of :data:`config.PRECISIONS`.
-        device: where it trains; "amp" is bfloat16 on a CPU, which has no float16 arithmetic.
+        device: where it trains.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self._device = device
-        half = name == "amp" and device.type == "cuda"
-        self._dtype = torch.float16 if half else torch.bfloat16
-        self._mixed = name != "fp32"
-        self._scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self._name, self._device = name, device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=_is_half(name, device))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context for forward passes."""
-        return torch.autocast(self._device.type, self._dtype, enabled=self._mixed)
+        return autocast(self._name, self._device)
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss whose gradients are to be taken."""

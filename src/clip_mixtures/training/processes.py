@@ -18,6 +18,7 @@ from clip_mixtures.errors import UserError
 
 # The first process prepares the data while the others wait.
 _PATIENCE = datetime.timedelta(hours=6)
+WORKERS = "WORKERS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +102,21 @@ def from_first(value: Any, processes: Processes) -> Any:
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def decoding_workers() -> int:
+    """Return how many workers decode images for this process; the cores are shared with siblings.
+
+    The environment's WORKERS decides; without it, the cores that this process may use.
+
+    Raises:
+        UserError: when WORKERS is not a number.
+    """
+    wanted = os.environ.get(WORKERS)
+    if wanted:
+        if not wanted.isdecimal():
+            raise UserError(f"{WORKERS}: is {wanted!r}; allowed: a number of workers from 0")
+        return int(wanted)
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max((cores or 1) // siblings, 1)

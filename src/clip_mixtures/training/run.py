@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json, remove_parts, sha256_file
 from clip_mixtures.index import Index, read_index
 from clip_mixtures.mixtures.build import Rows
@@ -31,6 +30,7 @@ from clip_mixtures.training.memory import device_batch
 from clip_mixtures.training.models import ClipModel, Normalisation, create_clip
 from clip_mixtures.training.processes import (
     Processes,
+    decoding_workers,
     join_processes,
     leave_processes,
     wait_for_all,
@@ -43,7 +43,6 @@ from clip_mixtures.training.supervised import (
 )
 
 FACTS = "training.json"
-WORKERS = "WORKERS"
 # What, of this package, decides what a run computes.
 _DECIDING_SOURCES = (
     "training",
@@ -207,7 +206,7 @@ def _feed(
             augmentation,
             config.decoder,
             normalisation,
-            _workers(),
+            decoding_workers(),
         )
     packed = scratch / f"images-{model.image_size}.uint8"
     if processes.is_first_here:
@@ -215,18 +214,6 @@ def _feed(
     wait_for_all(processes)
     images = pack_rows(chosen.parts, model.image_size, packed, write=False)
     return PackedFeed(images, chosen.targets, augmentation, normalisation)
-
-
-def _workers() -> int:
-    """Return how many processes decode for this one; the cores are shared with its siblings."""
-    wanted = os.environ.get(WORKERS)
-    if wanted:
-        if not wanted.isdecimal():
-            raise UserError(f"{WORKERS}: is {wanted!r}; allowed: a number of processes from 0")
-        return int(wanted)
-    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // siblings, 1)
 
 
 def _trial(objective: Contrastive | Supervised, model: ClipModel, processes: Processes) -> Any:

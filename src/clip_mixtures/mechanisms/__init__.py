@@ -1,0 +1,1 @@
+"""What goes on inside a trained model: embeddings, representations, features and circuits."""

@@ -1,0 +1,129 @@
+"""Run the cells that are not done, several at a time, and end with one `dvc repro`.
+
+python stages/work.py                     # a worker for each GPU, or for each core
+python stages/work.py --workers 2 --gpus-per-worker 4
+
+Every worker has cores or GPUs to itself and takes one cell after another, from training to its last
+analysis. A small network trains faster in two single-threaded cells side by side than twice on two
+cores. What a cell says goes to scratch/work/<cell>.log. A cell that was killed is tried once more;
+one that failed keeps no other from being run. Stopped, by Ctrl-C or however else, it takes all that
+it started along, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip_mixtures.errors import UserError, reports_user_errors
+from clip_mixtures.leash import Leash
+from clip_mixtures.workers import Outcome, Place, last_lines, places, run_commands
+from experiment import Cell, Experiment, load_experiment
+
+# Cells are chains of these; what comes before them is shared, and done first.
+SHARED_STAGE = "mixture"
+CELL_STAGES = ("train", "evaluate")
+_INTERRUPTED = 130  # as shells have it
+
+
+def stages_of(cell: Cell) -> list[str]:
+    """Return DVC's names of a cell's stages, in order."""
+    return [f"{stage}@{cell.mixture}-{cell.model}-{cell.seed}" for stage in CELL_STAGES]
+
+
+def cells_to_do(experiment: Experiment) -> list[Cell]:
+    """Return the cells of which any stage is not up to date.
+
+    Raises:
+        UserError: when DVC cannot say.
+    """
+    wanted = [stage for cell in experiment.cells for stage in stages_of(cell)]
+    command = ["dvc", "status", "--json", *wanted]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines()
+        raise UserError(f"dvc status: {lines[-1] if lines else 'no answer'}")
+    changed = {name for name, changes in json.loads(answer.stdout).items() if changes}
+    return [cell for cell in experiment.cells if changed & set(stages_of(cell))]
+
+
+def run_cells(cells: Sequence[Cell], at: Sequence[Place], logs: Path) -> list[Outcome]:
+    """Run cells, one worker at each place, and return how each ended, in their order.
+
+    Args:
+        cells: what to do.
+        at: the places; each takes the next cell that nobody has.
+        logs: folder for what the cells say.
+
+    Raises:
+        KeyboardInterrupt: as it came, after what ran has ended.
+    """
+    # Without waiting for the lock, a training that has ended may go unrecorded.
+    repro = ["dvc", "--wait-for-lock", "repro", "--single-item"]
+    commands = {cell.run: [*repro, *stages_of(cell)] for cell in cells}
+    return run_commands(commands, at, logs, unit="cell")
+
+
+def _repro(*stages: str) -> None:
+    """Bring stages, or all, up to date; end with DVC's status when it fails."""
+    with Leash(["dvc", "repro", *stages]) as leash:
+        code = leash.wait()
+    if code:
+        sys.exit(code)
+
+
+def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) -> None:
+    _repro(SHARED_STAGE)
+    cells = cells_to_do(experiment)
+    if cells:
+        at = places(workers, gpus_per_worker, len(cells))
+        logs = Path(os.environ.get("SCRATCH") or "scratch") / "work"
+        print(
+            f"{len(cells)} of {len(experiment.cells)} cells to do, {len(at)} at a time; what they "
+            f"say: {logs}/<cell>.log",
+            flush=True,
+        )
+        failed = [outcome for outcome in run_cells(cells, at, logs) if outcome.failure]
+        for outcome in failed:
+            print(f"--- {outcome.log}", *last_lines(outcome.log), sep="\n", file=sys.stderr)
+        if failed:
+            names = ", ".join(outcome.name for outcome in failed)
+            raise UserError(
+                f"{len(failed)} of {len(cells)} cells are not done: {names}; their logs say why, "
+                "and the same command goes on"
+            )
+    _repro()
+
+
+@reports_user_errors
+def main() -> None:
+    """Run the cells and bring the whole pipeline up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--workers", type=int, help="how many cells at a time")
+    parser.add_argument("--gpus-per-worker", type=int, default=1)
+    args = parser.parse_args()
+    for name in ("workers", "gpus_per_worker"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: allowed: 1 or more")
+    if shutil.which("dvc") is None:
+        raise UserError("dvc: no such program on PATH; `. .venv/bin/activate` first")
+    experiment = load_experiment()
+    # Asked to terminate, as by a cluster, it puts things in order as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _run_all(experiment, args.workers, args.gpus_per_worker)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is not done", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
