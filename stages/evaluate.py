@@ -5,7 +5,6 @@ python stages/evaluate.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +13,24 @@ import torch
 from clip_mixtures.corpora.classes import imagenet_class_names
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.evaluation.cell import class_table, confusion_table, history_of
-from clip_mixtures.evaluation.predictions import EvaluationSet, decoded, predict_checkpoints
+from clip_mixtures.evaluation.predictions import decoded, evaluation_set, predict_checkpoints
 from clip_mixtures.evaluation.readers import Reader, SupervisedReader, ZeroShotReader
 from clip_mixtures.evaluation.zero_shot import prompt_templates
 from clip_mixtures.files import atomic_write_json, atomic_write_text, replacing
-from clip_mixtures.index import Index, read_index
-from clip_mixtures.mixtures.audit import verification_of
+from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.models import create_clip
 from clip_mixtures.training.processes import decoding_workers
-from experiment import BUILD, INDEX, VERIFICATION, Cell, Experiment, load_experiment
+from experiment import (
+    BUILD,
+    INDEX,
+    VERIFICATION,
+    Cell,
+    Experiment,
+    cell_of_arguments,
+    load_experiment,
+)
 
 IMAGENET = "imagenet"
 FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validation.parquet"}
@@ -33,23 +39,17 @@ FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validat
 @reports_user_errors
 def main() -> None:
     """Write build/evaluation/<run>/: predictions, metrics.json, classes and confusions."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixture", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    args = parser.parse_args()
+    cell = cell_of_arguments(__doc__)
     domains = read_index(FILES[DOMAINS])
     class_names = domains.class_names()
     experiment = load_experiment(class_names=class_names)
-    mixture = experiment.mixture(args.mixture)
-    cell = Cell(args.mixture, args.model, args.seed)
+    mixture = experiment.mixture(cell.mixture)
     reader = _reader(experiment, cell, class_names)
     checkpoints = list_checkpoints(BUILD / "runs" / cell.run / "checkpoints")
     out = BUILD / "evaluation" / cell.run
     tables = {}
     for name in reader.sets:
-        index = domains if name == DOMAINS else read_index(FILES[name])
-        images = _test_images(name, index)
+        images = evaluation_set(name, FILES[name], VERIFICATION)
         portions = decoded(images, reader.model.image_size, max(decoding_workers(), 1))
         tables[name] = predict_checkpoints(reader, checkpoints, images, portions)
         _write_parquet(out / f"predictions-{name}.parquet", tables[name])
@@ -89,12 +89,6 @@ def _reader(experiment: Experiment, cell: Cell, class_names: list[str]) -> Reade
         names[IMAGENET] = list(imagenet_class_names(evaluate.protocol == "published"))
     templates = prompt_templates(evaluate.prompts, evaluate.protocol)
     return ZeroShotReader(model, names, templates, evaluate.precision)
-
-
-def _test_images(name: str, index: Index) -> EvaluationSet:
-    readable = verification_of(FILES[name], VERIFICATION)["readable"]
-    is_test = index.frame["split"] == "test"
-    return EvaluationSet(name, index.frame[is_test & readable], index.root)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ mistake in it is answered in a fraction of a second.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import re
@@ -24,6 +25,13 @@ from clip_mixtures.corpora.sources import (
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.evaluation.config import PROMPTS, EvaluationConfig
 from clip_mixtures.files import read_yaml
+from clip_mixtures.mechanisms.config import (
+    CkaConfig,
+    EmbeddingConfig,
+    FeaturesConfig,
+    SaeConfig,
+    SharingConfig,
+)
 from clip_mixtures.mixtures.spec import (
     DUPLICATE_POLICIES,
     NATURAL_DOMAIN,
@@ -33,6 +41,7 @@ from clip_mixtures.mixtures.spec import (
     check_defaults,
     mixture_from_params,
 )
+from clip_mixtures.settings import settings_from_params
 from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import (
     PRECISIONS,
@@ -48,10 +57,21 @@ DATA = Path("data")
 BUILD = Path("build")
 INDEX = BUILD / "index"
 VERIFICATION = BUILD / "verification"
+MECHANISMS = BUILD / "mechanisms"
 METRICS = Path("metrics")
 REPORT = Path("report")
 
-_SECTIONS = ("run", "corpus", "audit", "test", "mixtures", "models", "train", "evaluate")
+_SECTIONS = (
+    "run",
+    "corpus",
+    "audit",
+    "test",
+    "mixtures",
+    "models",
+    "train",
+    "evaluate",
+    "mechanisms",
+)
 _MODEL_KEYS = ("architecture", "train", "supervised")
 _RUN_KEYS = ("mixtures", "models", "seeds")
 _CORPUS_PATHS = ("imagenet_sketch", "imagenet_train", "imagenet_validation", "imagenet_labels")
@@ -60,6 +80,8 @@ _CORPUS_EXTRAS = ("test_share", *_CORPUS_PATHS)
 _AUDIT_KEYS = ("unreadable_share", "duplicates", "near_bits")
 _TEST_KEYS = ("test_domain", "held_out")
 _EVALUATE_KEYS = ("prompts", "protocol", "precision", "bootstrap_resamples", "bootstrap_seed")
+_MECHANISMS_CELLS = ("models", "seeds")
+_MECHANISMS_KEYS = (*_MECHANISMS_CELLS, "layers", "embedding", "cka", "features", "sae", "sharing")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 # What numpy and torch take for a seed.
 _LARGEST_SEED = 2**32 - 1
@@ -98,6 +120,29 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mechanisms:
+    """What is looked into, and how.
+
+    Attributes:
+        cells: whose last checkpoints are looked into.
+        layers: whose activations are read; None for all.
+        embedding: how the embedding is mapped and measured.
+        cka: how layers are compared.
+        features: what an autoencoder is trained on.
+        sae: the recipe of the autoencoder.
+        sharing: how shared units are counted and named.
+    """
+
+    cells: tuple[Cell, ...]
+    layers: tuple[str, ...] | None
+    embedding: EmbeddingConfig
+    cka: CkaConfig
+    features: FeaturesConfig
+    sae: SaeConfig
+    sharing: SharingConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """All of params.yaml, checked."""
 
@@ -110,6 +155,7 @@ class Experiment:
     train: TrainConfig
     evaluate: EvaluationConfig
     cells: tuple[Cell, ...]
+    mechanisms: Mechanisms
 
     def mixture(self, key: str) -> Mixture:
         """Return a mixture by its key."""
@@ -158,6 +204,7 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         _checked_key(key, "models"): _model(key, value, params["train"])
         for key, value in _mapping(params["models"], "models").items()
     }
+    cells = _cells(_section(params, "run", _RUN_KEYS), mixtures, models)
     return Experiment(
         domains=domains,
         sources=sources,
@@ -170,8 +217,21 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         models=models,
         train=train,
         evaluate=_evaluation(_section(params, "evaluate", _EVALUATE_KEYS)),
-        cells=_cells(_section(params, "run", _RUN_KEYS), mixtures, models),
+        cells=cells,
+        mechanisms=_mechanisms(_section(params, "mechanisms", _MECHANISMS_KEYS), cells),
     )
+
+
+def cell_of_arguments(description: str | None) -> Cell:
+    """Return the cell that the command line names with --mixture, --model and --seed."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mixture", required=True, help="key under `mixtures` in params.yaml")
+    parser.add_argument("--model", required=True, help="key under `models` in params.yaml")
+    parser.add_argument("--seed", type=int, required=True)
+    args = parser.parse_args()
+    return Cell(args.mixture, args.model, args.seed)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -305,6 +365,39 @@ def _evaluation(params: Mapping[str, Any]) -> EvaluationConfig:
         precision=_one_of(params, "precision", PRECISIONS, "evaluate"),
         resamples=_integer(params, "bootstrap_resamples", "evaluate", minimum=100),
         seed=_integer(params, "bootstrap_seed", "evaluate"),
+    )
+
+
+def _mechanisms(params: Mapping[str, Any], cells: Sequence[Cell]) -> Mechanisms:
+    for name in _MECHANISMS_CELLS:
+        allowed = list(dict.fromkeys(getattr(cell, name.removesuffix("s")) for cell in cells))
+        if not isinstance(params[name], list) or len(set(params[name])) < len(params[name]):
+            raise UserError(
+                f"mechanisms.{name}: is {params[name]!r}, not a list of some of {allowed}"
+            )
+        for value in params[name]:
+            if value not in allowed:
+                raise unknown(name.removesuffix("s"), value, allowed, f"mechanisms.{name}")
+    layers = params["layers"]
+    if layers != "all" and not _are_different(layers, str):
+        raise UserError(f"mechanisms.layers: is {layers!r}; allowed: all, or a list of names")
+    sharing = settings_from_params(SharingConfig, params["sharing"], "mechanisms.sharing")
+    if sharing.vocabulary not in ("none", "classes"):
+        _under_data(Path(sharing.vocabulary), "mechanisms.sharing.vocabulary")
+    return Mechanisms(
+        cells=tuple(
+            cell
+            for cell in cells
+            if cell.model in params["models"] and cell.seed in params["seeds"]
+        ),
+        layers=None if layers == "all" else tuple(layers),
+        embedding=settings_from_params(
+            EmbeddingConfig, params["embedding"], "mechanisms.embedding"
+        ),
+        cka=settings_from_params(CkaConfig, params["cka"], "mechanisms.cka"),
+        features=settings_from_params(FeaturesConfig, params["features"], "mechanisms.features"),
+        sae=settings_from_params(SaeConfig, params["sae"], "mechanisms.sae"),
+        sharing=sharing,
     )
 
 

@@ -19,9 +19,12 @@ from ruamel.yaml import YAML
 
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.files import atomic_write_text
-from experiment import BUILD, Experiment, load_experiment
+from experiment import BUILD, MECHANISMS, Experiment, load_experiment
 
 PIPELINE = Path("dvc.yaml")
+# A family of stages with a cell for each has a file of its own: DVC rewrites the whole lock file
+# beside it after every stage.
+FAMILIES = Path("pipeline")
 STAGES = Path("stages")
 SOURCE = Path("src")
 SCRIPTS = {
@@ -31,8 +34,28 @@ SCRIPTS = {
     "train": "train_clip.py",
     "evaluate": "evaluate.py",
     "compare": "compare.py",
+    "activations": "activations.py",
+    "representation": "representation.py",
+    "sae": "sae.py",
+    "sharing": "sharing.py",
 }
-_CELL_FOLDERS = tuple(f"{BUILD}/{folder}/" for folder in ("evaluation", "runs", "mixtures"))
+# What the comparison reads of a cell that was looked into.
+MECHANISM_FILES = {
+    "representation": (
+        "maps.parquet",
+        "distances.csv",
+        "class_distances.csv",
+        "separation.csv",
+        "mean_difference.csv",
+        "top_dimensions.parquet",
+        "cka.csv",
+    ),
+    "sae": ("curves",),
+    "sharing": ("sharing.csv", "score.json", "units.csv", "examples.npz"),
+}
+_CELL_FOLDERS = tuple(
+    f"{BUILD}/{folder}/" for folder in ("evaluation", "runs", "mixtures", MECHANISMS.name)
+)
 
 
 def source_files(script: Path) -> list[str]:
@@ -73,6 +96,9 @@ def cell_files(experiment: Experiment) -> list[str]:
         files.append(f"{BUILD}/evaluation/{cell.run}/metrics.json")
         files.append(f"{BUILD}/runs/{cell.run}/training.json")
         files.append(f"{BUILD}/runs/{cell.run}/curves")
+    for cell in experiment.mechanisms.cells:
+        for family, names in MECHANISM_FILES.items():
+            files += [f"{MECHANISMS}/{family}/{cell.run}/{name}" for name in names]
     mixtures = dict.fromkeys(cell.mixture for cell in experiment.cells)
     return files + [f"{BUILD}/mixtures/{key}/counts.csv" for key in mixtures]
 
@@ -87,38 +113,45 @@ def wanted_deps(stage: str, deps: list[str], experiment: Experiment) -> list[str
     return by_hand + sources
 
 
+def pipeline_files(pipeline: Path = PIPELINE) -> list[Path]:
+    """Return the pipeline's files: the one at the top, and one for each family beside it."""
+    return [pipeline, *sorted((pipeline.parent / FAMILIES).glob(f"*/{PIPELINE.name}"))]
+
+
 def check_pipeline(experiment: Experiment, pipeline: Path = PIPELINE) -> None:
     """Refuse a pipeline whose derived lists are out of step.
 
     Raises:
         UserError: naming the stage and the first difference.
     """
-    document = _yaml().load(pipeline.read_text(encoding="utf-8"))
-    for stage in SCRIPTS:
-        deps = list(document["stages"][stage]["deps"])
-        wanted = wanted_deps(stage, deps, experiment)
-        if sorted(deps) != sorted(wanted):
-            first = sorted(set(deps) ^ set(wanted))[0]
-            raise UserError(
-                f"{pipeline}: stage {stage!r} is out of step with params.yaml or the sources, "
-                f"first at {first!r}; run `python stages/sync.py`"
-            )
+    for path in pipeline_files(pipeline):
+        stages = _yaml().load(path.read_text(encoding="utf-8"))["stages"]
+        for stage, definition in stages.items():
+            deps = list(definition["deps"])
+            wanted = wanted_deps(stage, deps, experiment)
+            if sorted(deps) != sorted(wanted):
+                first = sorted(set(deps) ^ set(wanted))[0]
+                raise UserError(
+                    f"{path}: stage {stage!r} is out of step with params.yaml or the sources, "
+                    f"first at {first!r}; run `python stages/sync.py`"
+                )
 
 
 def write_pipeline(experiment: Experiment, pipeline: Path = PIPELINE) -> list[str]:
     """Bring the derived lists in step; return the stages that changed."""
-    document = _yaml().load(pipeline.read_text(encoding="utf-8"))
-    changed = []
-    for stage in SCRIPTS:
-        deps = document["stages"][stage]["deps"]
-        wanted = wanted_deps(stage, list(deps), experiment)
-        if list(deps) != wanted:
-            document["stages"][stage]["deps"] = wanted
-            changed.append(stage)
-    if changed:
-        text = io.StringIO()
-        _yaml().dump(document, text)
-        atomic_write_text(pipeline, text.getvalue())
+    changed: list[str] = []
+    for path in pipeline_files(pipeline):
+        document = _yaml().load(path.read_text(encoding="utf-8"))
+        before = len(changed)
+        for stage, definition in document["stages"].items():
+            wanted = wanted_deps(stage, list(definition["deps"]), experiment)
+            if list(definition["deps"]) != wanted:
+                definition["deps"] = wanted
+                changed.append(stage)
+        if len(changed) > before:
+            text = io.StringIO()
+            _yaml().dump(document, text)
+            atomic_write_text(path, text.getvalue())
     return changed
 
 
@@ -133,7 +166,7 @@ def _yaml() -> Any:
 def main() -> None:
     """Bring dvc.yaml in step."""
     changed = write_pipeline(load_experiment())
-    print(f"{PIPELINE}: {'rewrote ' + ', '.join(changed) if changed else 'in step'}")
+    print(f"pipeline: {'rewrote ' + ', '.join(changed) if changed else 'in step'}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ torchrun --standalone --nproc-per-node 1 stages/train_clip.py \
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import sha256_file
 from clip_mixtures.training.run import Run, train_run
-from experiment import BUILD, Cell, load_experiment
+from experiment import BUILD, cell_of_arguments, load_experiment
 
 # DVC keeps it in step with the data before any stage runs.
 PINNED_DATA = Path("data.dvc")
@@ -23,13 +22,8 @@ PINNED_DATA = Path("data.dvc")
 @reports_user_errors
 def main() -> None:
     """Write build/runs/<run>/: checkpoints, loss curves and facts of the run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixture", required=True, help="key under `mixtures` in params.yaml")
-    parser.add_argument("--model", required=True, help="key under `models` in params.yaml")
-    parser.add_argument("--seed", type=int, required=True)
-    args = parser.parse_args()
+    cell = cell_of_arguments(__doc__)
     experiment = load_experiment()
-    cell = Cell(args.mixture, args.model, args.seed)
     settings = experiment.model(cell.model)
     run = Run(
         name=cell.run,

@@ -40,7 +40,7 @@ def features(rows: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     for row in weights:
         row[generator.choice(20, 3, replace=False)] = generator.uniform(0.5, 1.5, 3)
     made = weights @ directions
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), dtype=np.float32)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_kill_at_any_step_costs_nothing(
     # Points lie three steps apart, so that some steps are done twice.
     monkeypatch.setattr(sae_training, "CURVE_POINTS", 7)
     whole = train(shards, tmp_path / "whole", config)
-    step = sae_training.backward
+    step = backward
     calls = 0
 
     def stepping(*arguments: Any) -> Any:
@@ -237,12 +237,13 @@ def test_the_death_of_all_units_ends_the_run(shards: ShardSet, tmp_path: Path) -
 
 
 def test_resampling_brings_dead_units_back(shards: ShardSet, tmp_path: Path) -> None:
-    config = dataclasses.replace(DEADLY, resample_every=35, resample_rows=200)
+    config = dataclasses.replace(DEADLY, epochs=24, resample_every=35, resample_rows=200)
     facts = train(shards, tmp_path, config)
-    assert facts["steps"] == 80
+    assert facts["steps"] == 120
     dead = [float(value) for _, value in curve(tmp_path, "dead_share")]
-    # Units that fired since the start are not dead at step 35; those of step 70 may not settle.
-    assert dead[35] == dead[69] == 1
+    # All fell silent before step 35, but had fired since the start; at 70 they are dead for good.
+    assert dead[34] == dead[35] == dead[69] == 1
+    assert dead[70] == 0
 
 
 def test_nothing_is_resampled_in_the_last_interval(
@@ -256,7 +257,7 @@ def test_nothing_is_resampled_in_the_last_interval(
 
 
 def test_more_dead_units_than_features_are_refused(shards: ShardSet, tmp_path: Path) -> None:
-    config = dataclasses.replace(DEADLY, resample_every=10, resample_rows=20)
+    config = dataclasses.replace(DEADLY, epochs=24, resample_every=35, resample_rows=20)
     with pytest.raises(UserError, match=r"sae.resample_rows: 20 features for 24 dead units"):
         train(shards, tmp_path, config)
 
@@ -334,9 +335,7 @@ def test_poorly_reconstructed_features_are_drawn() -> None:
     losses = torch.tensor([1.0, 3.0, 0.0, 0.0])
     generator = np.random.default_rng(0)
     table = torch.arange(4.0)[:, None]
-    drawn = [
-        int(sae_training._draw(table, losses, 1, generator)) for _ in range(2000)
-    ]
+    drawn = [int(sae_training._draw(table, losses, 1, generator)) for _ in range(2000)]
     # Squared losses 1 and 9.
     assert np.mean(np.array(drawn) == 1) == pytest.approx(0.9, abs=0.03)
     assert set(drawn) == {0, 1}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +52,7 @@ def places(batches: Iterator[torch.Tensor]) -> list[list[int]]:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_is_written_is_read_back(tmp_path: Path, dtype: str) -> None:
     table = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
-    batches = [table[:17], torch.from_numpy(table[17:70]), table[70:]]
+    batches: list[Any] = [table[:17], torch.from_numpy(table[17:70]), table[70:]]
     written = write_shards(tmp_path, batches, dtype=dtype, rows_per_shard=30)
     found = open_shards(tmp_path, width=3)
     assert found == written
@@ -90,7 +92,7 @@ def test_an_epoch_holds_every_row_once_and_can_begin_anywhere(
     shards = make(tmp_path_factory.mktemp("shards"), rows, per_shard)
     order = {"seed": 1, "epoch": 2, "block_rows": block, "pool_blocks": pool}
     whole = places(shuffled_batches(shards, batch, **order))
-    assert sorted(sum(whole, [])) == list(range(rows))
+    assert sorted(itertools.chain(*whole)) == list(range(rows))
     assert [len(one) for one in whole[:-1]] == [batch] * (len(whole) - 1)
     assert len(whole) == steps_per_epoch(shards, batch)
     assert places(shuffled_batches(shards, batch, start=start, **order)) == whole[start:]
@@ -110,9 +112,7 @@ def test_a_batch_mixes_rows_of_the_whole_set(tmp_path: Path) -> None:
     # Eight shards, as of eight domains; a batch of 64 rows of a full shuffle holds 8 of each, with
     # a standard deviation of 2.6. Pools of 32 of the 128 blocks come nearly as close.
     shards = make(tmp_path, 2048, 256)
-    batches = places(
-        shuffled_batches(shards, 64, seed=0, epoch=0, block_rows=16, pool_blocks=32)
-    )
+    batches = places(shuffled_batches(shards, 64, seed=0, epoch=0, block_rows=16, pool_blocks=32))
     counts = np.array([np.bincount(np.array(one) // 256, minlength=8) for one in batches])
     assert counts.std() < 2 * 2.6
     # Within a batch, neighbours in the files are not neighbours in the order.

@@ -103,9 +103,9 @@ def test_histograms_of_features_are_those_of_their_codes() -> None:
     classes, domains = np.arange(60) % 3, np.array(["real", "sketch"])[np.arange(60) // 30]
     with torch.inference_mode():
         codes = model.encode(features)
-    arguments: Any = (classes, domains, [2, 0], ["sketch", "real"], 5)
-    expected = histograms(codes, *arguments)
-    found = feature_histograms(model, features.numpy(), *arguments, batch_size=7)
+    asked: dict[str, Any] = {"classes": [2, 0], "domains": ["sketch", "real"], "top": 5}
+    expected = histograms(codes, classes, domains, **asked)
+    found = feature_histograms(model, features.numpy(), classes, domains, batch_size=7, **asked)
     assert np.array_equal(found, expected)
     # Forty images of two classes, five units each.
     assert found.shape == (2, 2, 32)
@@ -237,7 +237,7 @@ def test_an_autoencoder_of_another_width_is_refused() -> None:
         ([1, -2], [1, 2], {"ks": (1,)}, "not one of counts"),
         ([1, math.nan], [1, 2], {"ks": (1,)}, "not one of counts"),
         ([[1, 2]], [[1, 2]], {"ks": (1,)}, "not one of counts"),
-        ([1, 2], [1, 2], {"protocol": "new"}, "protocol is 'new'; choose one of corrected"),
+        ([1, 2], [1, 2], {"protocol": "new"}, "protocol is 'new'; choose one of published, corrected"),
     ],
 )
 def test_histograms_that_cannot_be_compared_are_refused(

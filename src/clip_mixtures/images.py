@@ -160,3 +160,31 @@ def pack(
         for position, row in enumerate(bar):
             out[position] = resize_and_crop(reader.decode(row), size)
     return out
+
+
+def thumbnails(
+    frame: pd.DataFrame,
+    root: Path,
+    rows: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    size: int,
+) -> npt.NDArray[np.uint8]:
+    """Decode a few images for pictures, each once.
+
+    Args:
+        frame: an index.
+        root: the corpus root.
+        rows: row numbers of the index, (N,).
+        places: which of them, of any shape; -1 for no image.
+        size: side of the square images in pixels.
+
+    Returns:
+        Shape of ``places`` + (size, size, 3) uint8, white where there is no image.
+
+    Raises:
+        UserError: for an image that cannot be read.
+    """
+    wanted = np.unique(places[places >= 0])
+    images = np.full((len(wanted) + 1, size, size, 3), 255, dtype=np.uint8)
+    pack(frame.loc[rows[wanted]], root, size, images[:-1])
+    return images[np.where(places < 0, len(wanted), np.searchsorted(wanted, places))]

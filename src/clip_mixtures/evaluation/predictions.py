@@ -23,6 +23,8 @@ from tqdm import tqdm
 from clip_mixtures.evaluation.readers import Reader
 from clip_mixtures.evaluation.zero_shot import rank
 from clip_mixtures.images import pack
+from clip_mixtures.index import read_index
+from clip_mixtures.mixtures.audit import verification_of
 
 # Predictions say whether the true class is among the first so many.
 TOP = 5
@@ -45,6 +47,25 @@ class EvaluationSet:
     name: str
     frame: pd.DataFrame
     root: Path
+
+
+def evaluation_set(
+    name: str, index: Path, verification: Path, split: str = "test"
+) -> EvaluationSet:
+    """Return the images of a split that can be read.
+
+    Args:
+        name: of the set.
+        index: its index file.
+        verification: folder with what was found when every image was opened.
+        split: "train" or "test".
+
+    Raises:
+        UserError: for an index or a verification that is absent or damaged.
+    """
+    readable = verification_of(index, verification)["readable"]
+    whole = read_index(index)
+    return EvaluationSet(name, whole.frame[(whole.frame["split"] == split) & readable], whole.root)
 
 
 def decoded(

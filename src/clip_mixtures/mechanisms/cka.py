@@ -19,8 +19,6 @@ Sources:
         dependence maximization. JMLR 13, 1393-1434, equation 5. (HSIC_1)
     Nguyen, T., Raghu, M. and Kornblith, S. (2021). Do wide and deep networks learn the same
         things? ICLR, section 2. (CKA of HSIC_1)
-    Szekely, G. and Rizzo, M. (2014). Partial distance correlation with methods for
-        dissimilarities. Annals of Statistics 42, 2382-2412, section 3. (U-centring)
     Arvesen, J. N. (1969). Jackknifing U-statistics. Annals of Mathematical Statistics 40,
         2076-2100. (jackknife of a function of U-statistics, with Student's t)
 """
@@ -41,22 +39,27 @@ from scipy import stats
 from tqdm import tqdm
 
 from clip_mixtures.errors import unknown
+from clip_mixtures.mechanisms.config import KERNELS
+from clip_mixtures.mechanisms.kernels import (
+    gaussian_kernel,
+    gram_matrix,
+    has_variation,
+    squared_distances,
+    u_centred,
+)
+from clip_mixtures.mixtures.spec import PROTOCOLS
 
 Array = npt.NDArray[Any] | torch.Tensor
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Pair = tuple[int, int]
 
-KERNELS = ("linear", "rbf")
-PROTOCOLS = ("published", "corrected")
 SUBSETS = ("all", "held_out", "seen")
 # The order in which the published analysis loads domains: the last one sets the classes.
 PUBLISHED_ORDER = ("real", "quickdraw", "sketch", "clipart", "infograph", "painting")
 
 _FEWEST = 4  # classes: n (n - 3) must be positive
-# Squared distances and centred kernels come out of subtractions of larger numbers. What is below
-# this share of those is rounding: two equal rows, or activations that are constant.
-_EQUAL = 1e-13
+# What is left of an inner product without a class is rounding below this share.
 _FLAT = 1e-12
 
 
@@ -79,7 +82,7 @@ def hsic1(k: Array, l: Array) -> float:  # noqa: E741 (the usual name of the sec
         if kernel.shape[0] != kernel.shape[1] or not np.allclose(kernel, kernel.T):
             raise ValueError(f"{name} of shape {kernel.shape} is not a symmetric kernel matrix")
     count = _common_count(first, second, "k", "l")
-    inner = float((_u_centred(first) * _u_centred(second)).sum())
+    inner = float((u_centred(first) * u_centred(second)).sum())
     return inner / (count * (count - 3))
 
 
@@ -101,7 +104,7 @@ def linear_cka(x: Array, y: Array) -> float:
     """
     first, second = _rows(x, "x"), _rows(y, "y")
     _common_count(first, second, "x", "y")
-    return _cka(_gram(first), _gram(second))
+    return _cka(gram_matrix(first), gram_matrix(second))
 
 
 def rbf_cka(x: Array, y: Array, sigma: float | None = None) -> float:
@@ -126,7 +129,9 @@ def rbf_cka(x: Array, y: Array, sigma: float | None = None) -> float:
     if sigma is not None and not 0 < sigma < math.inf:
         raise ValueError(f"sigma is {sigma}; give a positive bandwidth, or None for the median")
     square = None if sigma is None else float(sigma) ** 2
-    kernels = [_gaussian(_squared_distances(_gram(rows)), square) for rows in (first, second)]
+    kernels = [
+        gaussian_kernel(squared_distances(gram_matrix(rows)), square) for rows in (first, second)
+    ]
     return _cka(kernels[0], kernels[1])
 
 
@@ -183,7 +188,7 @@ def cka_table(
     for layer, means in tqdm(class_means.items(), unit="layer", disable=not progress):
         grams = _grams(_float64(means), present)
         for kernel in kernels:
-            base = grams if kernel == "linear" else _squared_distances(grams)
+            base = grams if kernel == "linear" else squared_distances(grams)
             for selection in selections:
                 cells = _compare(base, kernel, selection, domains, confidence)
                 found |= {(layer, pair, selection.subset, kernel): cells[pair] for pair in cells}
@@ -282,9 +287,9 @@ def _compare(
     members = np.unique(selection.pairs)
     chosen = base[np.ix_(members, selection.classes, selection.classes)]
     if kernel == "rbf":
-        chosen = np.stack([_gaussian(distances) for distances in chosen])
-    centred = _u_centred(chosen)
-    varies = _varies(chosen, centred)
+        chosen = np.stack([gaussian_kernel(distances) for distances in chosen])
+    centred = u_centred(chosen)
+    varies = has_variation(chosen, centred)
     # Shares of the classes in the inner products of all pairs, shape (classes, members, members).
     shares = centred.transpose(1, 0, 2) @ centred.transpose(1, 2, 0)
     quantile = float(stats.t.ppf(0.5 + confidence / 2, count - 1))
@@ -347,42 +352,12 @@ def _cosine(products: FloatArray) -> FloatArray:
 
 def _cka(first: FloatArray, second: FloatArray) -> float:
     kernels = np.stack([first, second])
-    centred = _u_centred(kernels)
-    if not _varies(kernels, centred).all():
+    centred = u_centred(kernels)
+    if not has_variation(kernels, centred).all():
         return math.nan
     one, other = centred
     products = ((one * other).sum(), (one * one).sum(), (other * other).sum())
     return float(_cosine(np.array(products)))
-
-
-def _u_centred(kernels: FloatArray) -> FloatArray:
-    """U-centre kernel matrices, shape (..., n, n): rows without the diagonal then sum to zero."""
-    count = kernels.shape[-1]
-    diagonal = np.arange(count)
-    centred = kernels.copy()
-    centred[..., diagonal, diagonal] = 0
-    rows = centred.sum(axis=-1) / (count - 2)
-    total = rows.sum(axis=-1)[..., None, None] / (count - 1)
-    centred -= rows[..., :, None]
-    centred -= rows[..., None, :]
-    centred += total
-    centred[..., diagonal, diagonal] = 0
-    return centred
-
-
-def _varies(kernels: FloatArray, centred: FloatArray) -> npt.NDArray[np.bool_]:
-    """Say for each kernel whether more than rounding is left of it after centring."""
-    left = np.abs(centred).max(axis=(-2, -1))
-    return np.asarray(left > _FLAT * np.abs(kernels).max(axis=(-2, -1)), dtype=bool)
-
-
-def _gram(rows: FloatArray) -> FloatArray:
-    """Multiply activations with each other; centring changes no CKA and saves digits."""
-    centred = rows - rows.mean(axis=0)
-    # Of equal values the mean may be off by rounding, which scaling would blow up.
-    centred[:, (rows == rows[0]).all(axis=0)] = 0
-    gram: FloatArray = centred @ centred.T
-    return gram
 
 
 def _grams(means: FloatArray, present: npt.NDArray[np.bool_]) -> FloatArray:
@@ -390,33 +365,8 @@ def _grams(means: FloatArray, present: npt.NDArray[np.bool_]) -> FloatArray:
     grams = np.zeros((*present.shape, present.shape[1]))
     for gram, rows, there in zip(grams, means, present, strict=True):
         if there.any():
-            gram[np.ix_(there, there)] = _gram(rows[there])
+            gram[np.ix_(there, there)] = gram_matrix(rows[there])
     return grams
-
-
-def _squared_distances(grams: FloatArray) -> FloatArray:
-    """Turn Gram matrices, shape (..., n, n), into squared Euclidean distances of the rows."""
-    squares = np.diagonal(grams, axis1=-2, axis2=-1)
-    sums = squares[..., :, None] + squares[..., None, :]
-    distances = sums - 2 * grams
-    distances[distances <= _EQUAL * sums] = 0
-    return distances
-
-
-def _gaussian(distances: FloatArray, square: float | None = None) -> FloatArray:
-    """Make the Gaussian kernel of squared distances, shape (n, n).
-
-    Args:
-        distances: squared distances.
-        square: sigma^2; None for the lower median of the distances that are not zero.
-    """
-    if square is None:
-        values = distances.ravel()
-        zeros = values.size - np.count_nonzero(values)
-        # Both triangles count; the middle of them all is that of one.
-        middle = zeros + (values.size - zeros - 1) // 2
-        square = float(np.partition(values, middle)[middle]) if zeros < values.size else 1.0
-    return np.asarray(np.exp(distances / (-2 * square)), dtype=np.float64)
 
 
 def _check_kernels(kernels: Sequence[str]) -> None:

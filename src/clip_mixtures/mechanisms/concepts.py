@@ -15,7 +15,9 @@ import torch
 from torch.nn.functional import normalize
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.evaluation.zero_shot import encode_prompts
 from clip_mixtures.files import read_text
+from clip_mixtures.training.models import ClipModel
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -36,6 +38,20 @@ def read_vocabulary(path: Path) -> list[str]:
             raise UserError(f"{path}:{number}: {word!r} is on line {seen[word]} too; delete one")
         seen[word] = number
     return words
+
+
+def encode_words(model: ClipModel, words: Sequence[str]) -> torch.Tensor:
+    """Encode words as they are, without a template.
+
+    Args:
+        model: in evaluation mode.
+        words: (V,).
+
+    Returns:
+        (V, D) float32, normalised.
+    """
+    features = encode_prompts(model.network, model.tokenizer(list(words)))
+    return normalize(features.float(), dim=1)
 
 
 def name_units(

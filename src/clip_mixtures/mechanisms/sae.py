@@ -33,9 +33,8 @@ from torch.nn import functional
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import replacing
-
-KINDS = ("relu", "batch_topk")
-PROTOCOLS = ("corrected", "published")
+from clip_mixtures.mechanisms.config import SAE_KINDS
+from clip_mixtures.mixtures.spec import PROTOCOLS
 
 # The threshold is the mean over the first hundred batches, then a moving one.
 _THRESHOLD_DECAY = 0.99
@@ -60,7 +59,7 @@ class SparseAutoencoder(torch.nn.Module):
     Args:
         inputs: n, the width of the features.
         expansion: units an input, m = expansion * n.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`SAE_KINDS`.
         k: mean number of units that an input may use; ``batch_topk`` only.
         protocol: one of :data:`PROTOCOLS`.
         generator: of the initial weights; torch's own where it is None.
@@ -98,9 +97,7 @@ class SparseAutoencoder(torch.nn.Module):
         fan_in = m * n if protocol == "published" else n
         bias_fan_in = m if protocol == "published" else n
         self.tied_bias = torch.nn.Parameter(torch.zeros(n))
-        self.encoder_weight = torch.nn.Parameter(
-            _uniform((m, n), math.sqrt(6 / fan_in), generator)
-        )
+        self.encoder_weight = torch.nn.Parameter(_uniform((m, n), math.sqrt(6 / fan_in), generator))
         self.encoder_bias = torch.nn.Parameter(
             _uniform((m,), 1 / math.sqrt(bias_fan_in), generator)
         )
@@ -262,9 +259,7 @@ def _dense_backward(
     inactive = codes == 0
     by_code.masked_fill_(inactive, 0)
     by_bias = by_code.sum(dim=0)
-    _leave(
-        model, wanted, by_bias, by_weight=by_code.T @ centred, by_direction=codes.T @ wanted
-    )
+    _leave(model, wanted, by_bias, by_weight=by_code.T @ centred, by_direction=codes.T @ wanted)
     return Pass(losses, len(inputs) - inactive.sum(dim=0))
 
 
@@ -355,9 +350,7 @@ def _bags(
     table: torch.Tensor, places: torch.Tensor, starts: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """Sum weighted rows of a table, a bag of places at a time."""
-    return functional.embedding_bag(
-        places, table, starts, mode="sum", per_sample_weights=weights
-    )
+    return functional.embedding_bag(places, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def _linear(
@@ -383,8 +376,8 @@ def _uniform(
 
 
 def _check(inputs: int, expansion: int, kind: str, k: int, protocol: str) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    if kind not in SAE_KINDS:
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(SAE_KINDS)}")
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     for name, value in (("inputs", inputs), ("expansion", expansion), ("k", k)):

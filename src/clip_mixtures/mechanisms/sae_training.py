@@ -14,24 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shutil
 import time
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from dvclive import Live
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from clip_mixtures.errors import UserError, unknown
+from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.config import SaeConfig
 from clip_mixtures.mechanisms.sae import (
-    KINDS,
-    PROTOCOLS,
     SparseAutoencoder,
     backward,
     loss,
@@ -44,6 +42,7 @@ from clip_mixtures.mechanisms.shards import (
     shuffled_batches,
     steps_per_epoch,
 )
+from clip_mixtures.settings import settings_from_params
 from clip_mixtures.training.checkpoints import load_state, save_state
 from clip_mixtures.training.loop import CURVE_POINTS, CURVES, SECONDS_BETWEEN_STATES, STATE
 
@@ -52,89 +51,9 @@ _RESAMPLED_NORM = 0.2
 _METRICS = ("l1", "penalty", "reconstruction", "loss")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SaeConfig:
-    """The recipe of a sparse autoencoder; values are checked where it is made.
-
-    Attributes:
-        epochs: passes over the features.
-        batch_size: features a step; the last batch of an epoch may be short.
-        learning_rate: of Adam, constant.
-        l1: coefficient of the codes; 0 is usual for ``batch_topk``.
-        expansion: units an input.
-        kind: one of :data:`sae.KINDS`.
-        k: mean number of units an input may use; ``batch_topk`` only.
-        protocol: one of :data:`sae.PROTOCOLS`, of the initial weights.
-        beta1: of Adam.
-        beta2: of Adam.
-        epsilon: of Adam.
-        resample_every: steps after which units that never fired are made anew; 0 for never. The
-            last such interval of a run is left to settle.
-        resample_rows: features whose losses decide what they become.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    l1: float
-    expansion: int = 4
-    kind: str = "relu"
-    k: int = 32
-    protocol: str = "corrected"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    resample_every: int = 0
-    resample_rows: int = 819_200
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range with a UserError."""
-        _check_values(self, "sae")
-
-
-_CHOICES = {"kind": KINDS, "protocol": PROTOCOLS}
-# Lowest allowed value, and whether it is allowed itself.
-_LOWEST = {
-    **dict.fromkeys(("epochs", "batch_size", "expansion", "k", "resample_rows"), (1, True)),
-    **dict.fromkeys(("learning_rate", "epsilon"), (0, False)),
-    **dict.fromkeys(("l1", "resample_every", "beta1", "beta2"), (0, True)),
-}
-
-
-def sae_config_from_params(params: Mapping[str, Any], where: str = "sae") -> SaeConfig:
-    """Make a recipe from a section of the parameters.
-
-    Raises:
-        UserError: for an unknown or missing key, or a value of the wrong type or out of range.
-    """
-    if not isinstance(params, Mapping):
-        raise UserError(f"{where}: is {params!r}, not a mapping")
-    fields = dataclasses.fields(SaeConfig)
-    for name in params:
-        if name not in [field.name for field in fields]:
-            raise unknown("key", name, [field.name for field in fields], where)
-    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-    missing = [name for name in needed if name not in params]
-    if missing:
-        raise UserError(f"{where}: {', '.join(missing)} missing; state every value of the recipe")
-    return SaeConfig(**params)
-
-
-def _check_values(config: SaeConfig, where: str) -> None:
-    for name, kind in typing.get_type_hints(SaeConfig).items():
-        value, place = getattr(config, name), f"{where}.{name}"
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise UserError(f"{place}: is {value!r}, not of type {kind.__name__}")
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise unknown(name, value, _CHOICES[name], place)
-        if name in _LOWEST:
-            lowest, included = _LOWEST[name]
-            if not math.isfinite(value) or value < lowest or (value == lowest and not included):
-                bound = f"{lowest} or more" if included else f"more than {lowest}"
-                raise UserError(f"{place}: is {value}; allowed: {bound}")
-        if name in ("beta1", "beta2") and value >= 1:
-            raise UserError(f"{place}: is {value}; allowed: from 0 to less than 1")
+def sae_config_from_params(params: Any, where: str = "sae") -> SaeConfig:
+    """Make a recipe from a section of the parameters; see :func:`settings_from_params`."""
+    return settings_from_params(SaeConfig, params, where)
 
 
 def make_optimizer(model: SparseAutoencoder, config: SaeConfig) -> torch.optim.Adam:
@@ -243,7 +162,9 @@ class _Run:
         if state is None:
             return
         identity = self.identity()
-        others = [name for name in identity if state.get("identity", {}).get(name) != identity[name]]
+        others = [
+            name for name in identity if state.get("identity", {}).get(name) != identity[name]
+        ]
         if others:
             raise UserError(
                 f"{path}: of a run with other {', '.join(others)}; delete it to train from scratch"
@@ -329,9 +250,8 @@ class _Run:
         wrong = (~torch.isfinite(losses).all(dim=1)).nonzero()
         if len(wrong):
             step = self.step - len(losses) + int(wrong[0]) + 1
-            raise UserError(
-                f"loss is {float(losses[int(wrong[0]), -1])} at step {step}; lower sae.learning_rate"
-            )
+            value = float(losses[int(wrong[0]), -1])
+            raise UserError(f"loss is {value} at step {step}; lower sae.learning_rate")
         if not self.recent.any() and not self.config.resample_every:
             raise UserError(
                 f"no unit fires any more at step {self.step}; lower sae.l1 or sae.learning_rate, "
@@ -346,7 +266,9 @@ class _Run:
         inputs, losses = self._losses_of_some()
         # The step names the stream; no order of rows has a stream of four numbers.
         generator = np.random.default_rng((self.seed, self.step, 1, 1))
-        resample_units(self.model, self.optimizer, dead, _draw(inputs, losses, len(dead), generator))
+        resample_units(
+            self.model, self.optimizer, dead, _draw(inputs, losses, len(dead), generator)
+        )
 
     def _losses_of_some(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features (R, n) in an order of their own, and their losses (R,)."""
@@ -360,7 +282,9 @@ class _Run:
         ):
             with torch.inference_mode():
                 given = batch.to(self.device)
-                losses.append(loss_per_item(given, *self.model(given), self.config.l1).cpu())
+                codes, reconstructions = self.model(given)
+                found = loss_per_item(given, codes, reconstructions, self.config.l1)
+                losses.append(found.cpu())
             inputs.append(batch)
             if sum(map(len, inputs)) >= wanted:
                 break
@@ -460,6 +384,32 @@ def _explained(inputs: torch.Tensor, reconstructions: torch.Tensor) -> float:
     deviation = (inputs - inputs.mean(dim=0)).double().square().sum()
     error = (inputs - reconstructions).double().square().sum()
     return 1 - float(error) / max(float(deviation), 1e-12)
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """Read the curves that :func:`train_sae` left, a row a point.
+
+    Args:
+        folder: ``curves`` in the scratch folder of the run, or a copy of it.
+
+    Returns:
+        ``step`` (int64, rising) and a column for each metric, see :func:`evaluate`; NaN in those of
+        the validation where a point has none.
+
+    Raises:
+        UserError: when there are no curves, or a file is damaged.
+    """
+    paths = sorted((folder / "plots" / "metrics").glob("*.tsv"))
+    if not paths:
+        raise UserError(f"{folder}: no curves of a sparse autoencoder; train it first")
+    columns = []
+    for path in paths:
+        try:
+            points = pd.read_csv(path, sep="\t").astype({"step": np.int64, path.stem: np.float64})
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: no curve ({error}); train again") from error
+        columns.append(points.set_index("step")[path.stem])
+    return pd.concat(columns, axis=1).sort_index().reset_index()
 
 
 def _progress(run: _Run) -> tqdm[Any]:

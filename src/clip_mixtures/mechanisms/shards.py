@@ -25,9 +25,9 @@ from numpy.lib import format as npy
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json, read_text, replacing, sha256_file
+from clip_mixtures.mechanisms.config import FEATURE_DTYPES
 
 MANIFEST = "shards.json"
-DTYPES = ("float16", "float32")
 ROWS_PER_SHARD = 65_536
 
 # 256 rows of 1024 half-precision numbers are half a megabyte; a pool of 64 blocks is 16,384 rows.
@@ -59,7 +59,7 @@ class ShardSet:
     Attributes:
         folder: where they lie.
         width: numbers a row.
-        dtype: one of :data:`DTYPES`.
+        dtype: one of :data:`FEATURE_DTYPES`.
         shards: the files, in order.
     """
 
@@ -93,7 +93,7 @@ def write_shards(
     Args:
         folder: where to.
         batches: arrays or tensors (B, width) of any floating type and any B.
-        dtype: one of :data:`DTYPES`, which the features become.
+        dtype: one of :data:`FEATURE_DTYPES`, which the features become.
         rows_per_shard: rows of every shard but the last.
 
     Returns:
@@ -103,8 +103,8 @@ def write_shards(
         ValueError: for no rows, another width than before, or numbers that are not finite in
             ``dtype``; the message counts rows from 0. The folder then holds no manifest.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if dtype not in FEATURE_DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(FEATURE_DTYPES)}")
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard is {rows_per_shard}; allowed: 1 or more")
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def open_shards(folder: Path, width: int | None = None) -> ShardSet:
         facts = json.loads(read_text(path))
         shards = tuple(Shard(**entry) for entry in facts["shards"])
         found = ShardSet(folder, int(facts["width"]), str(facts["dtype"]), shards)
-        usable = found.dtype in DTYPES and len(found) == facts["rows"] > 0
+        usable = found.dtype in FEATURE_DTYPES and len(found) == facts["rows"] > 0
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of shards ({error!r}); extract again") from error
     if not usable:
@@ -302,12 +302,11 @@ def _map(shards: ShardSet, shard: Shard) -> FloatArray:
             f"{path}: holds {shape} {dtype}, expected {(shard.rows, shards.width)} {shards.dtype} "
             f"as {MANIFEST} says; extract the features again"
         )
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    mapped: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
-def _read(
-    shards: ShardSet, shard: Shard, mapped: FloatArray, first: int, end: int
-) -> torch.Tensor:
+def _read(shards: ShardSet, shard: Shard, mapped: FloatArray, first: int, end: int) -> torch.Tensor:
     rows = torch.from_numpy(np.array(mapped[first:end]))
     # A sum is enough to see that a number is not finite, and far cheaper than looking at each.
     if not torch.isfinite(rows.sum(dtype=torch.float32)):

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from clip_mixtures.evaluation.statistics import Interval
 from clip_mixtures.mechanisms.class_bootstrap import bootstrap_over_classes
-from clip_mixtures.mechanisms.sae import PROTOCOLS, SparseAutoencoder
+from clip_mixtures.mechanisms.sae import SparseAutoencoder
+from clip_mixtures.mixtures.spec import PROTOCOLS
 
 KS = (5, 10, 15, 20)
 TOP = 20
@@ -146,9 +147,7 @@ def mean_shared(
     return float(np.mean(shares))
 
 
-def sharing_matrix(
-    counts: Counts, ks: Sequence[int] = KS, protocol: str = "corrected"
-) -> Matrix:
+def sharing_matrix(counts: Counts, ks: Sequence[int] = KS, protocol: str = "corrected") -> Matrix:
     """Compare all domains of a class, or of several.
 
     Args:

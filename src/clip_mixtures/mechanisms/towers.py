@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -115,6 +115,17 @@ class Tower:
             value = submodule.function(value)
         return self.head(value) if end is None else value
 
+    def trace(self, pixels: torch.Tensor) -> Iterator[tuple[Submodule, torch.Tensor]]:
+        """Follow the whole chain and yield every submodule with its value, ``input`` first.
+
+        Args:
+            pixels: normalised, (B, 3, H, W).
+        """
+        value = pixels
+        for submodule in self.submodules:
+            value = submodule.function(value)
+            yield submodule, value
+
     def values(self, pixels: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Return the values of several submodules from one pass, in the order of the chain.
 
@@ -125,14 +136,12 @@ class Tower:
         Raises:
             UserError: for a name that the tower does not have.
         """
-        wanted = {self.index(name) for name in names}
-        found = {}
-        value = pixels
-        for place, submodule in enumerate(self.submodules):
-            value = submodule.function(value)
-            if place in wanted:
-                found[submodule.name] = value
-        return found
+        wanted = {self.names[self.index(name)] for name in names}
+        return {
+            submodule.name: value
+            for submodule, value in self.trace(pixels)
+            if submodule.name in wanted
+        }
 
 
 def tower_of(visual: torch.nn.Module) -> Tower:

@@ -1,0 +1,57 @@
+"""Map and measure the embedding of a cell, and compare its layers between domains.
+
+python stages/representation.py --mixture cg-low --model sample-rn --seed 0
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from clip_mixtures.errors import reports_user_errors
+from clip_mixtures.files import atomic_write_text, replacing
+from clip_mixtures.index import read_index
+from clip_mixtures.mechanisms.activations import read_activations
+from clip_mixtures.mechanisms.cka import cka_table
+from clip_mixtures.mechanisms.represent import represent
+from experiment import INDEX, MECHANISMS, cell_of_arguments, load_experiment
+
+
+@reports_user_errors
+def main() -> None:
+    """Write build/mechanisms/representation/<run>/."""
+    cell = cell_of_arguments(__doc__)
+    class_names = read_index(
+        INDEX / "domains.parquet", columns=["class_id", "class_name"]
+    ).class_names()
+    experiment = load_experiment(class_names=class_names)
+    mixture, settings = experiment.mixture(cell.mixture), experiment.mechanisms
+    held_out = [class_names.index(name) for name in mixture.held_out]
+    found = read_activations(MECHANISMS / "activations" / cell.run)
+    bootstrap = experiment.evaluate
+    out = MECHANISMS / "representation" / cell.run
+    tables = represent(
+        found, mixture.test_domain, settings.embedding, bootstrap.resamples, bootstrap.seed
+    )
+    tables["cka"] = cka_table(
+        found.class_means,
+        found.domains,
+        held_out,
+        kernels=settings.cka.kernels,
+        protocol=settings.cka.protocol,
+        progress=True,
+    )
+    for name, table in tables.items():
+        if name in ("maps", "top_dimensions"):
+            with replacing(out / f"{name}.parquet") as temporary:
+                table.to_parquet(temporary, compression="zstd", index=False)
+        else:
+            atomic_write_text(out / f"{name}.csv", _csv(table))
+    print(tables["separation"].to_string(index=False))
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
+
+
+if __name__ == "__main__":
+    main()
