@@ -8,7 +8,8 @@ from __future__ import annotations
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.evaluation.predictions import decoded, evaluation_set
 from clip_mixtures.index import read_index
-from clip_mixtures.mechanisms.activations import collect, write_activations
+from clip_mixtures.mechanisms.activations import write_activations
+from clip_mixtures.mechanisms.collect import collect
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.processes import decoding_workers
 from experiment import INDEX, MECHANISMS, VERIFICATION, cell_of_arguments, load_experiment

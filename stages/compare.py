@@ -5,16 +5,18 @@ python stages/compare.py
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+import explained
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.files import atomic_write_json, atomic_write_text
 from clip_mixtures.report import figures, tables
-from clip_mixtures.report.page import write_page
+from clip_mixtures.report.page import Drawing, write_page
 from clip_mixtures.report.style import save_figure
 from experiment import BUILD, METRICS, REPORT, Cell, load_experiment
 
@@ -49,12 +51,18 @@ def main() -> None:
         "training_loss": figures.training_loss(losses, summary),
         "mixture_composition": figures.mixture_composition(counts),
     }
-    pictures = {name: save_figure(figure, FIGURES / name)[0] for name, figure in drawn.items()}
+    drawings = [Drawing(name, *CAPTIONS[name], figure) for name, figure in drawn.items()]
+    _write_csv(METRICS / "mechanisms.csv", explained.measures(experiment))
+    pictures = []
+    for drawing in itertools.chain(drawings, explained.drawings(experiment)):
+        png, _ = save_figure(drawing.figure, FIGURES / drawing.name)
+        if drawing.on_page:
+            pictures.append((drawing.heading, png, drawing.caption))
     write_page(
         REPORT / "index.html",
         title="Mixtures compared",
         tables=[("Zero-shot accuracy", comparison), ("Training images", composition)],
-        figures=[(CAPTIONS[name][0], path, CAPTIONS[name][1]) for name, path in pictures.items()],
+        figures=pictures,
         notes=[
             "Intervals are 95 % bootstrap intervals over classes and images of the test set.",
             "Every class of the corpus competes for every image.",

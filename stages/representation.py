@@ -40,6 +40,7 @@ def main() -> None:
         protocol=settings.cka.protocol,
         progress=True,
     )
+    tables["maps"]["held_out"] = tables["maps"]["class_id"].isin(held_out)
     for name, table in tables.items():
         if name in ("maps", "top_dimensions"):
             with replacing(out / f"{name}.parquet") as temporary:

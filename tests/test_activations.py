@@ -16,13 +16,11 @@ from clip_mixtures.evaluation.predictions import EvaluationSet, Portion
 from clip_mixtures.mechanisms.activations import (
     FACTS,
     Activations,
-    collect,
-    features_of,
-    layers_to_read,
     read_activations,
     write_activations,
 )
 from clip_mixtures.mechanisms.checkpoint import Checkpoint, load_last
+from clip_mixtures.mechanisms.collect import collect, features_of, layers_to_read
 from clip_mixtures.mechanisms.config import EmbeddingConfig
 from clip_mixtures.mechanisms.represent import represent
 from clip_mixtures.mechanisms.shards import ordered_batches

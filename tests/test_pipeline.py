@@ -76,9 +76,13 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("stages", "dvc.yaml", "params.yaml"):
+        for name in ("stages", "pipeline", "dvc.yaml", "params.yaml"):
             source = ROOT / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / name)
+        # Those of the repository's own runs.
+        for lock in folder.glob("pipeline/*/dvc.lock"):
+            lock.unlink()
         # The installed package is the one in src; the copy only serves DVC to hash.
         shutil.copytree(ROOT / "src", folder / "src")
         make_domainnet(folder / "data" / "domains", DOMAINS, CLASSES, train=6, test=3, size=16)
@@ -86,12 +90,16 @@ class Project:
         replace_in_zip(folder / "data" / "domains" / "real.zip", unreadable)
         make_base(folder / "data" / "base")
         self.edit(
-            run={"mixtures": ["cg-low", "cg-high"]},
+            run={"mixtures": ["cg-low", "cg-high"], "models": ["sample-rn"]},
             corpus={"domains": DOMAINS},
             audit={"unreadable_share": 0.02},
             test={"held_out": ["ant"]},
             train={"epochs": 2, "global_batch_size": 8, "warmup_steps": 2, "checkpoint_every": 1},
             evaluate={"bootstrap_resamples": 100},
+            mechanisms={
+                "embedding": {"per_domain": 10, "neighbours": 3, "densmap": False},
+                "sae": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "l1": 1e-3},
+            },
         )
         self.run("git", "init", "-q")
         self.run("dvc", "init", "-q")
@@ -152,7 +160,13 @@ def test_one_command_goes_from_archives_to_the_comparison(project: Project) -> N
         assert held_out["low"] <= held_out["estimate"] <= held_out["high"]
         assert held_out["n"] == 3
     page = (project.folder / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    # Four of the comparison, and of what was looked into maps, distances, layers and units.
+    assert page.count("data:image/png;base64,") >= 4 + 8
+    mechanisms = pd.read_csv(project.folder / "metrics" / "mechanisms.csv")
+    assert set(mechanisms["run"]) == {"cg-low-sample-rn-s0", "cg-high-sample-rn-s0"}
+    assert set(mechanisms["measure"]) == {
+        "silhouette", "neighbour_purity", "linear_probe", "sharing",
+    }  # fmt: skip
     assert "cg-low" in (project.folder / "metrics" / "comparison.md").read_text()
     assert project.changed_stages() == set()
 
@@ -186,7 +200,7 @@ def test_unreadable_images_are_listed_and_the_pipeline_runs_without_them(project
     # ... and out of the evaluation.
     for key in ("cg-low", "cg-high"):
         evaluation = build / "evaluation" / f"{key}-sample-rn-s0"
-        predictions = pd.read_parquet(evaluation / "predictions.parquet")
+        predictions = pd.read_parquet(evaluation / "predictions-domains.parquet")
         tested = index.index[index["split"] == "test"]
         for _, of_epoch in predictions.groupby("epoch"):
             assert set(of_epoch["row"]) == set(tested) - set(rows.values())
@@ -307,3 +321,15 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_training(
     )  # fmt: skip
     assert result.returncode == 2
     assert "train.global_batch_size: 8 cannot be shared by 3 processes" in result.stderr
+
+
+def test_another_autoencoder_trains_no_network_again(project: Project) -> None:
+    before = (project.folder / "params.yaml").read_text()
+    recipe = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "l1": 1e-3}
+    project.edit(mechanisms={"sae": recipe})
+    try:
+        changed = project.changed_stages()
+    finally:
+        (project.folder / "params.yaml").write_text(before)
+    families = {stage.partition(":")[0] for stage in changed}
+    assert families == {"pipeline/sae/dvc.yaml"}

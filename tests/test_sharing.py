@@ -237,7 +237,12 @@ def test_an_autoencoder_of_another_width_is_refused() -> None:
         ([1, -2], [1, 2], {"ks": (1,)}, "not one of counts"),
         ([1, math.nan], [1, 2], {"ks": (1,)}, "not one of counts"),
         ([[1, 2]], [[1, 2]], {"ks": (1,)}, "not one of counts"),
-        ([1, 2], [1, 2], {"protocol": "new"}, "protocol is 'new'; choose one of published, corrected"),
+        (
+            [1, 2],
+            [1, 2],
+            {"protocol": "new"},
+            "protocol is 'new'; choose one of published, corrected",
+        ),
     ],
 )
 def test_histograms_that_cannot_be_compared_are_refused(

@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 
 from clip_mixtures.evaluation.predictions import EvaluationSet, decoded
 from clip_mixtures.files import sha256_file
-from clip_mixtures.mechanisms.activations import Activations, features_of
+from clip_mixtures.mechanisms.activations import Activations
 from clip_mixtures.mechanisms.checkpoint import Checkpoint
+from clip_mixtures.mechanisms.collect import features_of
 from clip_mixtures.mechanisms.shards import MANIFEST, ShardSet, open_shards, write_shards
 from clip_mixtures.training.data import fingerprint
 

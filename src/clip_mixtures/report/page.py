@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_text
@@ -30,6 +33,25 @@ img { max-width: 100%; width: 30rem; height: auto; background: #ffffff; padding:
   box-sizing: border-box; border: 1px solid var(--line); }
 figcaption, .notes { color: var(--faint); font-size: 0.9rem; max-width: 45rem; }
 """.strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A figure of the report.
+
+    Attributes:
+        name: of its files.
+        heading: over it on the page.
+        caption: under it.
+        figure: the figure.
+        on_page: whether the page shows it, or it only lies beside the page.
+    """
+
+    name: str
+    heading: str
+    caption: str
+    figure: Figure
+    on_page: bool = True
 
 
 def write_page(

@@ -1,0 +1,222 @@
+"""What the comparison shows of the cells that were looked into: a table and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.sae_training import read_curves
+from clip_mixtures.report import cka_figures, embedding_figures, sae_figures
+from clip_mixtures.report.page import Drawing
+from experiment import MECHANISMS, Cell, Experiment
+
+# Units of the last cell that the page shows.
+_SHOWN_UNITS = 6
+
+
+def measures(experiment: Experiment) -> pd.DataFrame:
+    """Return the numbers of all cells that were looked into.
+
+    Returns:
+        A row a cell and measure: run, mixture, model, seed, test_domain, measure, of, estimate,
+        low, high and chance.
+    """
+    rows = []
+    for cell in experiment.mechanisms.cells:
+        facts = {
+            "run": cell.run,
+            "mixture": cell.mixture,
+            "model": cell.model,
+            "seed": cell.seed,
+            "test_domain": experiment.mixture(cell.mixture).test_domain,
+        }
+        found = _table(cell, "representation", "separation.csv")
+        rows.append(_with_facts(found, facts))
+        score = _score(cell)["score"]
+        shared = pd.DataFrame([{"measure": "sharing", "of": "test domain", **score}])
+        rows.append(_with_facts(shared, facts))
+    if not rows:
+        return pd.DataFrame()
+    return pd.concat(rows, ignore_index=True)
+
+
+def drawings(experiment: Experiment) -> Iterator[Drawing]:
+    """Draw everything about the cells that were looked into, one figure after the other."""
+    cells = experiment.mechanisms.cells
+    if not cells:
+        return
+    for part in (_embedding, _layers, _units):
+        for drawing in part(experiment, cells):
+            yield dataclasses.replace(drawing, name=f"mechanisms/{drawing.name}")
+
+
+def _embedding(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
+    maps = {cell.run: _table(cell, "representation", "maps.parquet") for cell in cells}
+    for domain, names in _by_test_domain(experiment, cells).items():
+        shown = {name: maps[name] for name in names}
+        for part, words in (("all", "all domains"), ("without", f"all domains but {domain}")):
+            panels = {name: found[found["map"] == part] for name, found in shown.items()}
+            yield Drawing(
+                f"embedding_{part}_{domain}",
+                f"The embedding of {words}",
+                "densMAP of test images, one dot an image: what lies together on a map is alike to "
+                "the network; how far apart two clusters lie means little.",
+                embedding_figures.embedding_maps(
+                    panels, test_domain=domain if part == "all" else None
+                ),
+            )
+    distances = {cell.run: _table(cell, "representation", "class_distances.csv") for cell in cells}
+    yield Drawing(
+        "class_distances",
+        "How far the domains lie apart",
+        "Distance between the means of a class in two domains, averaged over classes, with 95 % "
+        "intervals over classes.",
+        embedding_figures.distance_heatmaps(distances),
+    )
+    plain = {cell.run: _table(cell, "representation", "distances.csv") for cell in cells}
+    yield Drawing(
+        "domain_distances",
+        "How far the means of domains lie apart",
+        "Distance between the means of all images of two domains.",
+        embedding_figures.distance_heatmaps(plain),
+        on_page=False,
+    )
+    for cell in cells:
+        last = cell == cells[-1]
+        found = _table(cell, "representation", "mean_difference.csv")
+        by_domain = {str(name): part for name, part in found.groupby("domain", sort=False)}
+        yield Drawing(
+            f"mean_difference_{cell.run}",
+            f"Dimensions that tell a domain: {cell.run}",
+            "Mean of each domain minus the mean of the others, dimension by dimension, sorted.",
+            embedding_figures.mean_difference(by_domain),
+            on_page=last,
+        )
+        domain = experiment.mixture(cell.mixture).test_domain
+        yield Drawing(
+            f"top_dimensions_{cell.run}",
+            f"The two dimensions that tell {domain} most: {cell.run}",
+            "One dot an image.",
+            embedding_figures.top_dimensions(
+                _table(cell, "representation", "top_dimensions.parquet")
+            ),
+            on_page=last,
+        )
+
+
+def _layers(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
+    tables = {
+        cell.run: _table(cell, "representation", "cka.csv").assign(run=cell.run) for cell in cells
+    }
+    for domain, names in _by_test_domain(experiment, cells).items():
+        found = pd.concat([tables[name] for name in names], ignore_index=True)
+        # What has no note reads back as a number that is none.
+        found["note"] = found["note"].fillna("")
+        for subset in found["subset"].unique():
+            for kernel in found["kernel"].unique():
+                yield Drawing(
+                    f"cka_{kernel}_{subset}_{domain}",
+                    f"How alike {domain} and the other domains are represented, layer by layer",
+                    "Centred kernel alignment of class means between two domains.",
+                    cka_figures.cka_curves(
+                        found[found["subset"] == subset], apart=domain, kernel=kernel
+                    ),
+                    on_page=subset == "held_out" and kernel == "linear",
+                )
+
+
+def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
+    curves = {cell.run: read_curves(MECHANISMS / "sae" / cell.run / "curves") for cell in cells}
+    yield Drawing(
+        "sae_training",
+        "Sparse autoencoders",
+        "How the autoencoders trained; hollow dots: test images.",
+        sae_figures.sae_training_curves(curves),
+    )
+    sharing = {cell.run: _table(cell, "sharing", "sharing.csv") for cell in cells}
+    yield Drawing(
+        "sharing",
+        "Units that two domains share",
+        "Share of the most frequent units of a held-out class that two domains have in common, "
+        "averaged over classes.",
+        sae_figures.sharing_matrices(sharing),
+    )
+    scores = pd.DataFrame(
+        [
+            {"run": cell.run, "test_domain": found["test_domain"], **_numbers(found["score"])}
+            for cell in cells
+            for found in [_score(cell)]
+        ]
+    )
+    yield Drawing(
+        "sharing_scores",
+        "What the test domain shares with the others",
+        "Mean over the other domains and the held-out classes, with 95 % intervals over classes.",
+        sae_figures.sharing_scores(scores),
+    )
+    for cell in cells:
+        yield from _examples(cell, on_page=cell == cells[-1])
+
+
+def _examples(cell: Cell, on_page: bool) -> Iterator[Drawing]:
+    units = _table(cell, "sharing", "units.csv").head(_SHOWN_UNITS)
+    if units.empty:
+        return
+    with np.load(MECHANISMS / "sharing" / cell.run / "examples.npz", allow_pickle=False) as file:
+        images = file["images"][: len(units)]
+    domains = list(_table(cell, "sharing", "sharing.csv")["domain_a"].unique())
+    yield Drawing(
+        f"units_{cell.run}",
+        f"Units that all domains share: {cell.run}",
+        "The images of each domain that activate a unit most. Behind its number stands the class "
+        "for which the domains share it most"
+        + (", and the word nearest to it." if "name" in units else "."),
+        sae_figures.unit_examples(images, units["unit"].tolist(), domains, _notes(units)),
+        on_page=on_page,
+    )
+
+
+def _notes(units: pd.DataFrame) -> list[str]:
+    if "name" not in units:
+        return units["class"].astype(str).tolist()
+    return [f"{row['class']} ({row['name']})" for row in units.to_dict("records")]
+
+
+def _by_test_domain(experiment: Experiment, cells: tuple[Cell, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        found.setdefault(experiment.mixture(cell.mixture).test_domain, []).append(cell.run)
+    return found
+
+
+def _with_facts(table: pd.DataFrame, facts: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame([facts] * len(table)), table.drop(columns="n")], axis=1)
+
+
+def _table(cell: Cell, family: str, name: str) -> pd.DataFrame:
+    path = _existing(MECHANISMS / family / cell.run / name)
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def _score(cell: Cell) -> dict[str, Any]:
+    path = _existing(MECHANISMS / "sharing" / cell.run / "score.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _numbers(interval: Mapping[str, float | None]) -> dict[str, float]:
+    ends = {name: interval[name] for name in ("estimate", "low", "high")}
+    return {name: np.nan if value is None else value for name, value in ends.items()}
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; `dvc repro` makes it")
+    return path
