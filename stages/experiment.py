@@ -26,6 +26,7 @@ from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.evaluation.config import PROMPTS, EvaluationConfig
 from clip_mixtures.files import read_yaml
 from clip_mixtures.mechanisms.config import (
+    CircuitsConfig,
     CkaConfig,
     EmbeddingConfig,
     FeaturesConfig,
@@ -81,7 +82,16 @@ _AUDIT_KEYS = ("unreadable_share", "duplicates", "near_bits")
 _TEST_KEYS = ("test_domain", "held_out")
 _EVALUATE_KEYS = ("prompts", "protocol", "precision", "bootstrap_resamples", "bootstrap_seed")
 _MECHANISMS_CELLS = ("models", "seeds")
-_MECHANISMS_KEYS = (*_MECHANISMS_CELLS, "layers", "embedding", "cka", "features", "sae", "sharing")
+_MECHANISMS_KEYS = (
+    *_MECHANISMS_CELLS,
+    "layers",
+    "embedding",
+    "cka",
+    "features",
+    "sae",
+    "sharing",
+    "circuits",
+)
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 # What numpy and torch take for a seed.
 _LARGEST_SEED = 2**32 - 1
@@ -131,6 +141,8 @@ class Mechanisms:
         features: what an autoencoder is trained on.
         sae: the recipe of the autoencoder.
         sharing: how shared units are counted and named.
+        circuits: how circuits are traced.
+        circuit_cells: whose circuits are traced.
     """
 
     cells: tuple[Cell, ...]
@@ -140,6 +152,8 @@ class Mechanisms:
     features: FeaturesConfig
     sae: SaeConfig
     sharing: SharingConfig
+    circuits: CircuitsConfig
+    circuit_cells: tuple[Cell, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +232,7 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         train=train,
         evaluate=_evaluation(_section(params, "evaluate", _EVALUATE_KEYS)),
         cells=cells,
-        mechanisms=_mechanisms(_section(params, "mechanisms", _MECHANISMS_KEYS), cells),
+        mechanisms=_mechanisms(_section(params, "mechanisms", _MECHANISMS_KEYS), cells, models),
     )
 
 
@@ -368,28 +382,26 @@ def _evaluation(params: Mapping[str, Any]) -> EvaluationConfig:
     )
 
 
-def _mechanisms(params: Mapping[str, Any], cells: Sequence[Cell]) -> Mechanisms:
-    for name in _MECHANISMS_CELLS:
-        allowed = list(dict.fromkeys(getattr(cell, name.removesuffix("s")) for cell in cells))
-        if not isinstance(params[name], list) or len(set(params[name])) < len(params[name]):
-            raise UserError(
-                f"mechanisms.{name}: is {params[name]!r}, not a list of some of {allowed}"
-            )
-        for value in params[name]:
-            if value not in allowed:
-                raise unknown(name.removesuffix("s"), value, allowed, f"mechanisms.{name}")
+def _mechanisms(
+    params: Mapping[str, Any], cells: Sequence[Cell], models: Mapping[str, Model]
+) -> Mechanisms:
     layers = params["layers"]
     if layers != "all" and not _are_different(layers, str):
         raise UserError(f"mechanisms.layers: is {layers!r}; allowed: all, or a list of names")
     sharing = settings_from_params(SharingConfig, params["sharing"], "mechanisms.sharing")
     if sharing.vocabulary not in ("none", "classes"):
         _under_data(Path(sharing.vocabulary), "mechanisms.sharing.vocabulary")
+    circuits = dict(_mapping(params["circuits"], "mechanisms.circuits"))
+    circuit_cells = _chosen_cells(circuits, cells, "mechanisms.circuits")
+    for cell in circuit_cells:
+        if models[cell.model].is_supervised:
+            raise UserError(
+                f"mechanisms.circuits.models: {cell.model!r} is a classifier; circuits are traced "
+                "from the cosine with a text, so choose models of CLIP"
+            )
+    recipe = {key: value for key, value in circuits.items() if key not in _MECHANISMS_CELLS}
     return Mechanisms(
-        cells=tuple(
-            cell
-            for cell in cells
-            if cell.model in params["models"] and cell.seed in params["seeds"]
-        ),
+        cells=_chosen_cells(params, cells, "mechanisms"),
         layers=None if layers == "all" else tuple(layers),
         embedding=settings_from_params(
             EmbeddingConfig, params["embedding"], "mechanisms.embedding"
@@ -398,6 +410,25 @@ def _mechanisms(params: Mapping[str, Any], cells: Sequence[Cell]) -> Mechanisms:
         features=settings_from_params(FeaturesConfig, params["features"], "mechanisms.features"),
         sae=settings_from_params(SaeConfig, params["sae"], "mechanisms.sae"),
         sharing=sharing,
+        circuits=settings_from_params(CircuitsConfig, recipe, "mechanisms.circuits"),
+        circuit_cells=circuit_cells,
+    )
+
+
+def _chosen_cells(params: Mapping[str, Any], cells: Sequence[Cell], where: str) -> tuple[Cell, ...]:
+    """Return the cells of some of the models and seeds that are run; of none if a list is empty."""
+    for name in _MECHANISMS_CELLS:
+        if name not in params:
+            raise UserError(f"{where}: {name} missing")
+        allowed = list(dict.fromkeys(getattr(cell, name.removesuffix("s")) for cell in cells))
+        values = params[name]
+        if not isinstance(values, list) or len(set(values)) < len(values):
+            raise UserError(f"{where}.{name}: is {values!r}, not a list of some of {allowed}")
+        for value in values:
+            if value not in allowed:
+                raise unknown(name.removesuffix("s"), value, allowed, f"{where}.{name}")
+    return tuple(
+        cell for cell in cells if cell.model in params["models"] and cell.seed in params["seeds"]
     )
 
 

@@ -12,8 +12,16 @@ import numpy as np
 import pandas as pd
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.circuit_tables import graph_from_tables
 from clip_mixtures.mechanisms.sae_training import read_curves
-from clip_mixtures.report import cka_figures, embedding_figures, sae_figures
+from clip_mixtures.report import (
+    ablation_figures,
+    circuit_figures,
+    cka_figures,
+    embedding_figures,
+    sae_figures,
+    similarity_figures,
+)
 from clip_mixtures.report.page import Drawing
 from experiment import MECHANISMS, Cell, Experiment
 
@@ -49,11 +57,15 @@ def measures(experiment: Experiment) -> pd.DataFrame:
 
 def drawings(experiment: Experiment) -> Iterator[Drawing]:
     """Draw everything about the cells that were looked into, one figure after the other."""
-    cells = experiment.mechanisms.cells
-    if not cells:
-        return
-    for part in (_embedding, _layers, _units):
-        for drawing in part(experiment, cells):
+    looked_into = experiment.mechanisms
+    parts = {
+        _embedding: looked_into.cells,
+        _layers: looked_into.cells,
+        _units: looked_into.cells,
+        _circuits: looked_into.circuit_cells,
+    }
+    for part, cells in parts.items():
+        for drawing in part(experiment, cells) if cells else ():
             yield dataclasses.replace(drawing, name=f"mechanisms/{drawing.name}")
 
 
@@ -163,6 +175,73 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
     )
     for cell in cells:
         yield from _examples(cell, on_page=cell == cells[-1])
+
+
+def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
+    nodes = {cell.run: _table(cell, "circuits", "node_similarity.parquet") for cell in cells}
+    graphs = {cell.run: _table(cell, "circuits", "graph_similarity.parquet") for cell in cells}
+    for domain, names in _by_test_domain(experiment, cells).items():
+        found = pd.concat([nodes[name].assign(run=name) for name in names], ignore_index=True)
+        yield Drawing(
+            f"node_similarity_{domain}",
+            f"Units that the circuits of {domain} and of the other domains have in common",
+            "Jaccard index of the strongest units of a held-out class in two domains, layer by "
+            "layer.",
+            similarity_figures.node_similarity_curves(
+                found[found["group"] == "held_out"], apart=domain
+            ),
+        )
+    together = pd.concat([graphs[name].assign(run=name) for name in graphs], ignore_index=True)
+    for score in together["score"].unique():
+        yield Drawing(
+            f"graph_similarity_{score}",
+            "Edges that the circuits of two domains have in common",
+            "Jaccard index of the edges of a held-out class in two domains, averaged over "
+            "classes, with 95 % intervals over classes."
+            if score == "jaccard"
+            else "Weisfeiler-Lehman kernel of the circuits of a held-out class in two domains.",
+            similarity_figures.similarity_matrices(together, score=score, group="held_out"),
+            on_page=score == "jaccard",
+        )
+    for cell in cells:
+        last = cell == cells[-1]
+        yield _example_circuits(cell, on_page=last)
+        for mode, words in (("ablate", "taken away"), ("keep", "all that is left")):
+            yield Drawing(
+                f"ablation_{mode}_{cell.run}",
+                f"What a circuit causes: {cell.run}",
+                "How far the margin of the class and its accuracy fall on images of each domain "
+                f"when the circuit is {words}, beside random units of the same number. Of all "
+                "domains: the units that all circuits have.",
+                ablation_figures.ablation_dots(
+                    _table(cell, "circuits", "ablation.parquet"), mode=mode, group="held_out"
+                ),
+                on_page=last,
+            )
+
+
+def _example_circuits(cell: Cell, on_page: bool) -> Drawing:
+    units, edges = (_table(cell, "circuits", f"{name}.parquet") for name in ("units", "edges"))
+    label = units["class_id"].iloc[0]
+    units, edges = units[units["class_id"] == label], edges[edges["class_id"] == label]
+    graphs = {
+        str(domain): graph_from_tables(part, edges[edges["domain"] == domain])
+        for domain, part in units.groupby("domain", sort=False)
+    }
+    path = _existing(MECHANISMS / "circuits" / cell.run / "examples.npz")
+    with np.load(path, allow_pickle=False) as file:
+        pictures = dict(zip(file["domains"].tolist(), file["images"], strict=True))
+        name = str(file["class_name"])
+    return Drawing(
+        f"circuits_{cell.run}",
+        f"The circuits of a held-out class: {name} in {cell.run}",
+        "The strongest units of each layer and the edges between them; a unit has the same place "
+        "in all domains, and is the darker the more of them have it.",
+        circuit_figures.circuits_side_by_side(
+            graphs, {domain: pictures[domain] for domain in graphs}, title=name
+        ),
+        on_page=on_page,
+    )
 
 
 def _examples(cell: Cell, on_page: bool) -> Iterator[Drawing]:

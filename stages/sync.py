@@ -38,6 +38,7 @@ SCRIPTS = {
     "representation": "representation.py",
     "sae": "sae.py",
     "sharing": "sharing.py",
+    "circuits": "circuits.py",
 }
 # What the comparison reads of a cell that was looked into.
 MECHANISM_FILES = {
@@ -53,6 +54,15 @@ MECHANISM_FILES = {
     "sae": ("curves",),
     "sharing": ("sharing.csv", "score.json", "units.csv", "examples.npz"),
 }
+CIRCUIT_FILES = (
+    "units.parquet",
+    "edges.parquet",
+    "completeness.parquet",
+    "node_similarity.parquet",
+    "graph_similarity.parquet",
+    "ablation.parquet",
+    "examples.npz",
+)
 _CELL_FOLDERS = tuple(
     f"{BUILD}/{folder}/" for folder in ("evaluation", "runs", "mixtures", MECHANISMS.name)
 )
@@ -99,6 +109,8 @@ def cell_files(experiment: Experiment) -> list[str]:
     for cell in experiment.mechanisms.cells:
         for family, names in MECHANISM_FILES.items():
             files += [f"{MECHANISMS}/{family}/{cell.run}/{name}" for name in names]
+    for cell in experiment.mechanisms.circuit_cells:
+        files += [f"{MECHANISMS}/circuits/{cell.run}/{name}" for name in CIRCUIT_FILES]
     mixtures = dict.fromkeys(cell.mixture for cell in experiment.cells)
     return files + [f"{BUILD}/mixtures/{key}/counts.csv" for key in mixtures]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+from clip_mixtures.errors import UserError
 from clip_mixtures.mixtures.spec import PROTOCOLS
 from clip_mixtures.settings import (
     BelowOne,
@@ -14,6 +15,7 @@ from clip_mixtures.settings import (
     Positive,
     PositiveInt,
     Range,
+    Share,
     check_settings,
 )
 
@@ -22,6 +24,11 @@ Protocol = Annotated[str, OneOf(PROTOCOLS)]
 # relu: the published autoencoder; batch_topk: as many active units as a batch may have, not more.
 SAE_KINDS = ("relu", "batch_topk")
 KERNELS = ("linear", "rbf")
+# Where on the way to zero gradients are taken.
+RULES = ("left", "midpoint", "gauss-legendre")
+CIRCUIT_CLASSES = ("held_out", "all")
+RULE_OF_PROTOCOL = "protocol"
+FILLS = ("mean", "zero")
 FEATURE_DTYPES = ("float16", "float32")
 
 
@@ -130,3 +137,44 @@ class SharingConfig:
 
     protocol: Protocol = "corrected"
     vocabulary: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CircuitsConfig:
+    """How circuits are traced, compared and ablated.
+
+    Attributes:
+        classes: which classes; the held-out ones come first.
+        most_classes: so many of them; 0 for all.
+        images_per_class: at most, of each class in each domain.
+        steps: of the integration.
+        protocol: of attributions, graphs and their comparison.
+        rule: of the integration; ``protocol`` for the one that belongs to the protocol.
+        share: of a layer's units that make up its part of the circuit.
+        edges_per_unit: edges into a unit from each layer before it.
+        fill: what ablated units become.
+        draws: random sets of units that are ablated beside a circuit.
+        each_layer: whether layers are ablated one by one as well.
+        seed: of the choice of images and of the random units.
+    """
+
+    classes: Annotated[str, OneOf(CIRCUIT_CLASSES)] = "held_out"
+    most_classes: NaturalInt = 0
+    images_per_class: PositiveInt = 50
+    steps: PositiveInt = 10
+    protocol: Protocol = "corrected"
+    rule: Annotated[str, OneOf((RULE_OF_PROTOCOL, *RULES))] = RULE_OF_PROTOCOL
+    share: Share = 0.1
+    edges_per_unit: PositiveInt = 3
+    fill: Annotated[str, OneOf(FILLS)] = "mean"
+    draws: NaturalInt = 5
+    each_layer: bool = False
+    seed: NaturalInt = 42
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that the protocol does not have."""
+        if self.protocol == "published" and self.rule not in (RULE_OF_PROTOCOL, "left"):
+            raise UserError(
+                f"circuits.rule: is {self.rule!r}; protocol 'published' integrates by the left "
+                "rule alone"
+            )
