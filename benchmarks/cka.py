@@ -6,9 +6,9 @@ Activations of a RN50's layers are made up, in half precision, for 345 classes w
 of test images each in six domains; one domain lacks a class. The published procedure is restated
 here from its formulas: for every pair and subset, class means by a mask for each class, and for
 every pair, subset and kernel both kernel matrices and three times HSIC_1 with matrix products. Ours
-makes class means once a domain and calls ``cka_table``, which gives intervals too. One thread; both
-work on the same activations in turn, layer by layer, and must give the same numbers. Neither reads
-or writes files. Rows for docs/benchmarks.md.
+makes class means once a domain and calls ``cka_table``, which gives intervals too. One thread, in
+torch and in NumPy; both work on the same activations in turn, layer by layer, and must give the
+same numbers. Neither reads or writes files. Rows for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from clip_mixtures.mechanisms.cka import PUBLISHED_ORDER, cka_table
 
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    threadpool_limits(1)
     stream = np.random.default_rng(0)
     labels = _labels(args.images, stream)
     seconds: dict[str, list[float]] = {"published procedure": [], "ours": [], "of which means": []}

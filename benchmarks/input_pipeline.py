@@ -22,8 +22,9 @@ import numpy as np
 import open_clip
 import torch
 from open_clip_train.data import CsvDataset
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from clip_mixtures.corpora.generated import jpegs
 from clip_mixtures.training.augmentation import DRAWS, Augmentation
 from clip_mixtures.training.decoding import crop_to
 
@@ -32,25 +33,10 @@ _COUNT = 400
 _CAPTION = "a photograph of something that somebody saw on a day in spring, number {}"
 
 
-def _image(stream: np.random.Generator) -> Image.Image:
-    """Draw a picture that compresses about as photographs do."""
-    coarse = Image.fromarray(stream.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-    image = coarse.resize((500, 375), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    for _ in range(12):
-        left, top = int(stream.integers(0, 400)), int(stream.integers(0, 300))
-        colour = tuple(int(value) for value in stream.integers(0, 256, 3))
-        draw.ellipse((left, top, left + 90, top + 60), fill=colour)
-    noise = stream.normal(0, 7, (375, 500, 3))
-    pixels = np.asarray(image, dtype=np.float64) + noise
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
 def _make(folder: Path) -> list[Path]:
-    stream = np.random.default_rng(0)
     paths = [folder / f"{number:03}.jpg" for number in range(_COUNT)]
-    for path in paths:
-        _image(stream).save(path, quality=90)
+    for path, data in zip(paths, jpegs(_COUNT), strict=True):
+        path.write_bytes(data)
     with open(folder / "list.csv", "w", newline="") as file:
         rows = csv.writer(file, delimiter="\t")
         rows.writerow(["filepath", "title"])

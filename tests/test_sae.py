@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.config import SaeConfig
 from clip_mixtures.mechanisms.sae import (
     SparseAutoencoder,
     backward,
@@ -24,7 +25,7 @@ from clip_mixtures.mechanisms.sae import (
     loss_per_item,
     save_sae,
 )
-from clip_mixtures.mechanisms.sae_training import SaeConfig, make_optimizer
+from clip_mixtures.mechanisms.sae_training import make_optimizer
 
 L1 = 0.01
 

@@ -18,11 +18,12 @@ import torch
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms import sae_training
+from clip_mixtures.mechanisms.config import SaeConfig
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, backward, load_sae
 from clip_mixtures.mechanisms.sae_training import (
-    SaeConfig,
     evaluate,
     make_optimizer,
+    read_curves,
     resample_units,
     sae_config_from_params,
     train_sae,
@@ -149,6 +150,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from clip_mixtures.mechanisms import sae_training
+from clip_mixtures.mechanisms.config import SaeConfig
 from clip_mixtures.mechanisms.shards import open_shards
 sae_training.SECONDS_BETWEEN_STATES = 0.0
 step = sae_training.backward
@@ -156,7 +158,7 @@ def slow(*arguments):
     time.sleep(0.1)
     return step(*arguments)
 sae_training.backward = slow
-config = sae_training.SaeConfig(
+config = SaeConfig(
     epochs=4, batch_size=64, learning_rate=3e-3, l1=3e-4, expansion=2)
 folder = Path(sys.argv[1])
 shards = open_shards(folder / "features")
@@ -195,6 +197,29 @@ def test_curves_hold_every_point_once(shards: ShardSet, tmp_path: Path) -> None:
         assert [step for step, _ in points] == [str(step) for step in range(1, 21)]
         assert all(math.isfinite(float(value)) for _, value in points)
     assert [step for step, _ in curve(tmp_path, "validation_loss")] == ["5", "10", "15", "20"]
+
+
+def test_curves_are_read_back_as_they_were_logged(shards: ShardSet, tmp_path: Path) -> None:
+    facts = train(shards, tmp_path, validation=shards)
+    found = read_curves(tmp_path / "curves")
+    assert found["step"].tolist() == list(range(1, 21))
+    assert found["loss"].tolist() == [float(value) for _, value in curve(tmp_path, "loss")]
+    # Validation follows an epoch of five steps.
+    assert found["validation_loss"].notna().tolist() == ([False] * 4 + [True]) * 4
+    last = found.iloc[-1]
+    for name in ("l0", "dead_share", "validation_explained_variance"):
+        assert last[name] == pytest.approx(facts[name], abs=1e-6)
+
+
+def test_absent_and_damaged_curves_are_named(shards: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="curves: no curves of a sparse autoencoder; train it"):
+        read_curves(tmp_path / "curves")
+    train(shards, tmp_path)
+    path = tmp_path / "curves" / "plots" / "metrics" / "l0.tsv"
+    for text in ("", "step\tl0\n1\tmany\n", "step\tother\n1\t2\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"l0\.tsv: no curve .*; train again"):
+            read_curves(tmp_path / "curves")
 
 
 def test_a_state_of_another_run_is_refused(
@@ -383,4 +408,4 @@ def test_an_incomplete_recipe_is_refused() -> None:
     with pytest.raises(UserError, match="sae: learning_rate, l1 missing"):
         sae_config_from_params({"epochs": 1, "batch_size": 2})
     with pytest.raises(UserError, match=r"sae: is \[\], not a mapping"):
-        sae_config_from_params([])  # type: ignore[arg-type]
+        sae_config_from_params([])

@@ -53,7 +53,9 @@ class Leash:
 
     def wait(self) -> int:
         """Wait for the end; return the exit status, or minus the signal that killed the command."""
-        return self._process.wait()
+        status = self._process.wait()
+        self.let_go()
+        return status
 
     def let_go(self) -> None:
         """Ask the command to end; from any thread, any number of times."""

@@ -1,7 +1,8 @@
 """Several commands at a time on one machine, each with cores or GPUs to itself.
 
-What a command says goes to a log of its own. One that was killed is tried once more; one that failed
-keeps no other from being run. When this process ends, however that happens, so do the commands.
+What a command says goes to a log of its own. One that was killed is tried once more; one that
+failed keeps no other from being run. When this process ends, however that happens, so do the
+commands.
 """
 
 from __future__ import annotations
@@ -163,18 +164,20 @@ def run_commands(
     """
     logs.mkdir(parents=True, exist_ok=True)
     work = _Work(commands, logs, unit)
-    # A thread that waits for a process holds up neither a second Ctrl-C nor the end.
-    workers = [threading.Thread(target=work.at, args=(place,), daemon=True) for place in at]
     with work.bar:
-        for worker in workers:
-            worker.start()
+        for place in at:
+            # Daemons: who waits for a process holds up neither a second Ctrl-C nor the end.
+            threading.Thread(target=work.at, args=(place,), daemon=True).start()
+        left = len(at)
         try:
-            for worker in workers:
-                worker.join()
+            while left:
+                # Python 3.11 takes a thread for ended whose join() is interrupted.
+                work.ended.get()
+                left -= 1
         except BaseException:
             work.stop()
-            for worker in workers:
-                worker.join()
+            for _ in range(left):
+                work.ended.get()
             raise
     return [work.outcomes[name] for name in commands]
 
@@ -184,6 +187,8 @@ class _Work:
 
     def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, unit: str) -> None:
         self.outcomes: dict[str, Outcome] = {}
+        # One entry for each worker that has no more to do.
+        self.ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.bar = tqdm(total=len(commands), desc=f"{unit}s", unit=unit)
         self._commands, self._logs = commands, logs
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -202,22 +207,30 @@ class _Work:
 
     def at(self, place: Place) -> None:
         """Run one command after another at a place, in this thread."""
-        place.enter()
-        while not self._is_over:
-            try:
-                name = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            start = time.monotonic()
-            log = self._logs / f"{name}.log"
-            try:
-                failure = self._attempt(name, place, log)
-            except Exception as error:
-                failure = f"could not be run: {error}"
-            outcome = Outcome(name, time.monotonic() - start, failure, log)
-            self.outcomes[name] = outcome
-            self._say(name, failure or f"done in {outcome.seconds:.0f} s")
-            self.bar.update()
+        try:
+            place.enter()
+            while not self._is_over and self._next(place):
+                pass
+        finally:
+            self.ended.put(None)
+
+    def _next(self, place: Place) -> bool:
+        """Run the next command to its end; whether there was one."""
+        try:
+            name = self._waiting.get_nowait()
+        except queue.Empty:
+            return False
+        start = time.monotonic()
+        log = self._logs / f"{name}.log"
+        try:
+            failure = self._attempt(name, place, log)
+        except Exception as error:
+            failure = f"could not be run: {error}"
+        outcome = Outcome(name, time.monotonic() - start, failure, log)
+        self.outcomes[name] = outcome
+        self._say(name, failure or f"done in {outcome.seconds:.0f} s")
+        self.bar.update()
+        return True
 
     def _attempt(self, name: str, place: Place, log: Path) -> str:
         """Run a command to its end; return nothing, or why it failed."""

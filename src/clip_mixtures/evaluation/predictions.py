@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from clip_mixtures.evaluation.pixels import pack
 from clip_mixtures.evaluation.readers import Reader
 from clip_mixtures.evaluation.zero_shot import rank
-from clip_mixtures.images import pack
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.audit import verification_of
 
@@ -80,7 +80,8 @@ def decoded(
         portion_bytes: memory of a portion; at least one image is decoded.
 
     Yields:
-        Which rows, and their pixels (n, size, size, 3) uint8.
+        Which rows, and their pixels (n, size, size, 3) uint8, as open_clip's evaluation transform
+        makes them.
 
     Raises:
         UserError: for the first image that cannot be read.
@@ -101,7 +102,7 @@ def decoded(
 
 def _start(
     pool: ThreadPoolExecutor, workers: int, images: EvaluationSet, portion: slice, size: int
-) -> tuple[npt.NDArray[np.uint8], list[Future[npt.NDArray[np.uint8]]]]:
+) -> tuple[npt.NDArray[np.uint8], list[Future[None]]]:
     frame = images.frame.iloc[portion]
     pixels = np.empty((len(frame), size, size, 3), dtype=np.uint8)
     bounds = np.linspace(0, len(frame), workers + 1).astype(int)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from clip_mixtures.evaluation.zero_shot import Template, clip_logits, text_classifier
+from clip_mixtures.evaluation.prompts import Prompts, encode, prompts_of
+from clip_mixtures.evaluation.zero_shot import Template, average_prompts, clip_logits, filled
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.checkpoints import load_checkpoint
 from clip_mixtures.training.models import ClipModel
@@ -61,8 +62,8 @@ class ZeroShotReader:
         self.model = model
         self.sets: tuple[str, ...] = tuple(class_names)
         self._class_names, self._templates, self._precision = class_names, templates, precision
-        # The prompts are the same for all checkpoints; taking them apart costs as much as encoding.
-        self._tokens = functools.cache(lambda texts: model.tokenizer(list(texts)))
+        # The prompts are the same for all checkpoints; taking them apart costs more than encoding.
+        self._prompts: Callable[[str], Prompts] = functools.cache(self._made_ready)
         # A checkpoint comes back with every portion of a large set of images; its prompts do not.
         self._known: dict[Path, dict[str, torch.Tensor]] = {}
         self._classifiers: dict[str, torch.Tensor] = {}
@@ -75,15 +76,15 @@ class ZeroShotReader:
             self._known[path] = {name: self._classifier(name) for name in self.sets}
         self._classifiers = self._known[path]
 
+    def _made_ready(self, name: str) -> Prompts:
+        texts = filled(self._templates, self._class_names[name])
+        return prompts_of(self.model.network, self.model.tokenizer(texts))
+
     def _classifier(self, name: str) -> torch.Tensor:
         device = next(self.model.network.parameters()).device
         with autocast(self._precision, device):
-            return text_classifier(
-                self.model.network,
-                lambda texts: self._tokens(tuple(texts)),
-                self._class_names[name],
-                self._templates,
-            ).float()
+            features = encode(self.model.network, self._prompts(name))
+            return average_prompts(features, len(self._class_names[name])).float()
 
     def logits(self, pixels: torch.Tensor, name: str) -> torch.Tensor:
         """Return the cosine with each class."""

@@ -19,9 +19,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.report.pair_matrices import (
+    add_colour_bar,
+    common_scale,
+    draw_pair_matrix,
+    matrix_height,
+)
 from clip_mixtures.report.style import COLUMN_WIDTH, NEUTRAL, colours, figure_style
 from clip_mixtures.report.tables import distinct
 
@@ -29,7 +34,6 @@ PAGE_WIDTH = 2 * COLUMN_WIDTH + 0.25  # inches: two columns and the gap between 
 
 _PANEL_COLUMNS = 2
 _MAP_HEIGHT = 2.8  # inches
-_CELL = 0.42  # inches: a side of a heat map's cell
 _LEGEND_ROW = 0.17  # inches
 _TITLE = 0.25  # inches
 # A dot has this area (square points) over the root of their number, within limits: a map of many
@@ -38,7 +42,6 @@ _DOT_AREA = 160.0
 _DOT_LIMITS = (1.0, 12.0)
 _MARKED = 2.0  # points: the least diameter of a marked dot
 _RING = 0.7  # points: width of the ring around it
-_DARK = 0.62  # share of the colour scale above which white letters are easier to read
 
 
 def embedding_maps(panels: Mapping[str, pd.DataFrame], *, test_domain: str | None = None) -> Figure:
@@ -57,7 +60,7 @@ def embedding_maps(panels: Mapping[str, pd.DataFrame], *, test_domain: str | Non
         UserError: no panels, or one that has no rows or lacks a column.
     """
     columns = ("domain", "x", "y") if test_domain is None else ("domain", "x", "y", "held_out")
-    _check_tables(panels, columns, "map")
+    check_tables(panels, columns, "map")
     names = distinct(itertools.chain.from_iterable(frame["domain"] for frame in panels.values()))
     palette = colours(names)
     ringed = [_ringed(frame, test_domain) for frame in panels.values()]
@@ -66,7 +69,7 @@ def embedding_maps(panels: Mapping[str, pd.DataFrame], *, test_domain: str | Non
         label = f"held-out classes in {test_domain}"
         legend.append(_dot(palette[str(test_domain)], label=label, markeredgecolor="black"))
     with figure_style():
-        figure, axes = _panels(len(panels), _MAP_HEIGHT, legend)
+        figure, axes = panel_grid(len(panels), _MAP_HEIGHT, legend)
         for ax, (title, frame), rings in zip(axes, panels.items(), ringed, strict=True):
             _draw_dots(ax, frame[["x", "y"]], frame["domain"], palette, rings)
             ax.set_aspect("equal", adjustable="datalim")
@@ -90,20 +93,14 @@ def distance_heatmaps(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Raises:
         UserError: no tables, or one that has no rows or lacks a column.
     """
-    _check_tables(tables, ("domain_a", "domain_b", "distance"), "distances")
-    farthest = np.nanmax([0.0, *itertools.chain(*(table["distance"] for table in tables.values()))])
-    scale = float(farthest) or 1.0
-    names = max((_pair_names(table) for table in tables.values()), key=len)
+    check_tables(tables, ("domain_a", "domain_b", "distance"), "distances")
+    farthest = common_scale(tables.values(), "distance")
     with figure_style():
-        figure, axes = _panels(len(tables), _CELL * len(names) + 0.35, [])
+        figure, axes = panel_grid(len(tables), matrix_height(tables.values()), [])
         for ax, (title, table) in zip(axes, tables.items(), strict=True):
-            _draw_distances(ax, table, scale)
+            draw_pair_matrix(ax, table, "distance", farthest)
             ax.set_title(title)
-        bar = figure.colorbar(axes[0].images[0], ax=axes, fraction=0.03, pad=0.02, aspect=25)
-        bar.set_label("Distance of means (unit vectors)")
-        bar.outline.set_visible(False)
-        # Square cells beside a colour bar find their place only when laid out a second time.
-        figure.draw_without_rendering()
+        add_colour_bar(figure, axes, "Distance of means (unit vectors)")
     return figure
 
 
@@ -123,14 +120,14 @@ def mean_difference(differences: Mapping[str, pd.DataFrame]) -> Figure:
     Raises:
         UserError: no tables, or one that has no rows or lacks a column.
     """
-    _check_tables(differences, ("dimension", "difference"), "mean difference")
+    check_tables(differences, ("dimension", "difference"), "mean difference")
     palette = colours(differences)
     legend: list[Artist] = [
         Line2D([], [], color=palette[name], label=f"{name} ({_differs_most(table)})")
         for name, table in differences.items()
     ]
     with figure_style():
-        figure, (ax,) = _panels(1, 1.9, legend, "Domain (dimension that differs most)")
+        figure, (ax,) = panel_grid(1, 1.9, legend, "Domain (dimension that differs most)")
         ax.axhline(0, color=NEUTRAL, linewidth=0.6)
         for name, table in differences.items():
             ax.plot(np.arange(1, len(table) + 1), table["difference"], color=palette[name])
@@ -154,14 +151,14 @@ def top_dimensions(values: pd.DataFrame) -> Figure:
     Raises:
         UserError: there are no rows or not two dimensions.
     """
-    _check_tables({"the table": values}, ("domain",), "top dimensions")
+    check_tables({"the table": values}, ("domain",), "top dimensions")
     dimensions = [name for name in values.columns if name != "domain"]
     if len(dimensions) != 2:
         raise UserError(f"top dimensions: columns {dimensions} beside 'domain'; give two")
     palette = colours(distinct(values["domain"]))
     legend = _domain_legend(palette)
     with figure_style():
-        figure, (ax,) = _panels(1, 2.6, legend)
+        figure, (ax,) = panel_grid(1, 2.6, legend)
         no_rings = np.zeros(len(values), dtype=bool)
         _draw_dots(ax, values[dimensions], values["domain"], palette, no_rings)
         across, up = (str(name).replace("_", " ").capitalize() for name in dimensions)
@@ -169,7 +166,12 @@ def top_dimensions(values: pd.DataFrame) -> Figure:
     return figure
 
 
-def _check_tables(tables: Mapping[str, pd.DataFrame], columns: Sequence[str], what: str) -> None:
+def check_tables(tables: Mapping[str, pd.DataFrame], columns: Sequence[str], what: str) -> None:
+    """Refuse tables that nothing can be drawn of.
+
+    Raises:
+        UserError: no tables, or one that has no rows or lacks a column.
+    """
     if not tables:
         raise UserError(f"{what}: there is nothing to draw; give at least one table")
     for title, table in tables.items():
@@ -182,7 +184,7 @@ def _check_tables(tables: Mapping[str, pd.DataFrame], columns: Sequence[str], wh
             raise UserError(f"{what} {title!r}: there are no rows; choose images or domains first")
 
 
-def _panels(
+def panel_grid(
     count: int, height: float, legend: Sequence[Artist], legend_title: str = ""
 ) -> tuple[Figure, list[Axes]]:
     """Lay out panels of one height (inches), two in a row, with the legend below all of them."""
@@ -240,44 +242,6 @@ def _draw_dots(
     # not turn black.
     ax.scatter(x[rings], y[rings], s=(marked + 2 * _RING) ** 2, c="black", **plain)
     ax.scatter(x[rings], y[rings], s=marked**2, c=dots[rings], **plain)
-
-
-def _pair_names(table: pd.DataFrame) -> list[Any]:
-    return distinct([*table["domain_a"], *table["domain_b"]])
-
-
-def _draw_distances(ax: Axes, table: pd.DataFrame, scale: float) -> None:
-    names = _pair_names(table)
-    matrix = np.full((len(names), len(names)), np.nan)
-    for pair in table.to_dict("records"):
-        places = names.index(pair["domain_a"]), names.index(pair["domain_b"])
-        row, column = max(places), min(places)
-        matrix[row, column] = pair["distance"]
-        _write_distance(ax, row - 1, column, pair, dark=pair["distance"] > _DARK * scale)
-    # The first row and the last column of the lower half would be empty.
-    below = np.ma.masked_invalid(matrix[1:, :-1])
-    ax.imshow(below, cmap="Blues", vmin=0, vmax=scale)
-    ax.set_xticks(range(len(names) - 1), names[:-1], rotation=35, ha="right")
-    ax.set_yticks(range(len(names) - 1), names[1:])
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _write_distance(
-    ax: Axes, row: int, column: int, pair: Mapping[Any, Any], *, dark: bool
-) -> None:
-    distance, low, high = (pair.get(key, math.nan) for key in ("distance", "low", "high"))
-    text = "-" if math.isnan(distance) else f"{distance:.2f}"
-    colour = "white" if dark else "black"
-    if math.isnan(distance):
-        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="#DDDDDD"))
-    if math.isnan(low):
-        ax.text(column, row, text, ha="center", va="center", color=colour)
-        return
-    ax.text(column, row - 0.05, text, ha="center", va="bottom", color=colour)
-    ends = f"{low:.2f}\u2013{high:.2f}"
-    ax.text(column, row + 0.08, ends, ha="center", va="top", color=colour, fontsize=5.5)
 
 
 def _differs_most(table: pd.DataFrame) -> int:

@@ -93,6 +93,25 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that a run trains with.
+
+    Attributes:
+        objective: the network and what it learns by.
+        feed: where its images come from.
+        device_batch: how many images the device takes at a time.
+        image_size: side of the square input, in pixels.
+        left_out: images without a label.
+    """
+
+    objective: Contrastive | Supervised
+    feed: PackedFeed | DecodedFeed
+    device_batch: int
+    image_size: int
+    left_out: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Chosen:
     """The rows of a mixture with what they are to be learnt as.
 
@@ -128,22 +147,18 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
     with exclusive(scratch) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
             remove_parts(scratch)
-        torch.manual_seed(run.seed)
-        model = create_clip(run.architecture, processes.device)
-        objective, chosen = _objective(run, model, processes)
-        feed = _feed(run.config, model, chosen, scratch, processes)
-        local = per_process_batch(run.config.global_batch_size, processes.world_size)
-        at_once = device_batch(_trial(objective, model, processes), local, processes)
-        objective.network.zero_grad(set_to_none=True)
-        facts = loop.train(objective, feed, run.config, run.seed, scratch, processes, at_once)
+        made = prepare(run, scratch, processes)
+        facts = loop.train(
+            made.objective, made.feed, run.config, run.seed, scratch, processes, made.device_batch
+        )
         if processes.is_first:
             recipe = {"architecture": run.architecture, **dataclasses.asdict(run.config)}
             where = {
                 "processes": processes.world_size,
                 "device": processes.device.type,
-                "device_batch": at_once,
+                "device_batch": made.device_batch,
             }
-            counts = {"train_images": len(feed), "without_label": chosen.left_out}
+            counts = {"train_images": len(made.feed), "without_label": made.left_out}
             everything = {**labels, **where, **counts, **facts, "recipe": recipe}
             atomic_write_json(scratch / FACTS, everything)
             publish(scratch, out)
@@ -151,6 +166,27 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
             (scratch / loop.STATE).unlink(missing_ok=True)
             shutil.rmtree(scratch)
     leave_processes(processes)
+
+
+def prepare(run: Run, scratch: Path, processes: Processes) -> Prepared:
+    """Make all that a run trains with: the network, what it learns by, and where images come from.
+
+    Args:
+        run: what to train.
+        scratch: folder for packed images; every process gives the same.
+        processes: see :func:`processes.join_processes`.
+
+    Raises:
+        UserError: for unreadable inputs, or a batch that does not fit.
+    """
+    torch.manual_seed(run.seed)
+    model = create_clip(run.architecture, processes.device)
+    objective, chosen = _objective(run, model, processes)
+    feed = _feed(run.config, model, chosen, scratch, processes)
+    local = per_process_batch(run.config.global_batch_size, processes.world_size)
+    at_once = device_batch(_trial(objective, model, processes), local, processes)
+    objective.network.zero_grad(set_to_none=True)
+    return Prepared(objective, feed, at_once, model.image_size, chosen.left_out)
 
 
 def _objective(

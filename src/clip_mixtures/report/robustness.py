@@ -1,0 +1,222 @@
+"""Effective robustness of every checkpoint of a study, against models of natural images alone.
+
+A model of natural images that gets better on them gets better in other domains, too. Whether images
+of other domains help beyond that shows against the line that the natural-only checkpoints follow:
+accuracy on held-out classes in the test domain against accuracy on seen classes in natural images,
+both on the logit scale (see :mod:`clip_mixtures.evaluation.robustness`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from clip_mixtures.errors import UserError
+from clip_mixtures.evaluation.robustness import FloatArray, robustness_table
+from clip_mixtures.report.tables import (
+    MISSING,
+    REFERENCE_DOMAIN,
+    Cell,
+    Summary,
+    check_summary,
+    distinct,
+    escaped,
+    interval_of,
+    percent,
+)
+
+# A line and the scatter around it take three points.
+FEWEST = 3
+# Checkpoints that agree in these were tested on the same images.
+TESTED = ["test_domain", "in_images", "out_images"]
+_IN, _OUT = "in_distribution", "out_of_distribution"
+_OF_LINE = ["predicted", "effective_robustness", "low", "high"]
+_COLUMNS = [*TESTED, "run", "mixture", "model", "last", _IN, _OUT, *_OF_LINE, "baseline", "note"]
+
+
+def robustness_of_cells(
+    summary: Summary,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    baseline_mixtures: Collection[str],
+    *,
+    reference: str = REFERENCE_DOMAIN,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return how far every checkpoint lies above the line of the natural-only ones.
+
+    Accuracies are averaged over classes. The line is fitted to the trained checkpoints (epoch 1 or
+    later) of the baseline mixtures, for each set of test images apart. Accuracies of 0 and 1 are
+    taken to be half an image away from it. The intervals are bootstrap intervals over the
+    checkpoints of the baseline; those of one run resemble each other, so they are too short rather
+    than too long.
+
+    Args:
+        summary: the cells, see :mod:`clip_mixtures.report.tables`.
+        histories: for each run its evaluated checkpoints, mappings with ``epoch`` (int) and
+            ``accuracies`` (nested as in a cell), in any order.
+        baseline_mixtures: the mixtures of natural images alone.
+        reference: the domain of natural images.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        A row a checkpoint, runs in the order of the summary, epochs rising: ``run``, ``mixture``,
+        ``model``, ``seed``, ``test_domain``, ``epoch``, ``last`` (whether it is the run's last),
+        ``in_distribution`` (seen classes, natural images), ``out_of_distribution`` (held-out
+        classes, test domain), ``in_images``, ``out_images``, ``predicted`` (by the line),
+        ``effective_robustness``, ``low``, ``high`` (fractions; NaN where there is no line),
+        ``baseline`` (whether the line is fitted to it) and ``note`` (why there is no line, or
+        nothing).
+
+    Raises:
+        UserError: the summary is unusable, or a run has no history or a checkpoint of it not both
+            accuracies.
+    """
+    check_summary(summary)
+    rows = [row for cell in summary for row in _rows(cell, histories, reference)]
+    table = pd.DataFrame(rows)
+    table["baseline"] = table["mixture"].isin(list(baseline_mixtures)) & (table["epoch"] > 0)
+    parts = [_against_line(part, resamples, seed) for _, part in table.groupby(TESTED, sort=False)]
+    return pd.concat(parts).sort_index()
+
+
+def _rows(
+    cell: Cell, histories: Mapping[str, Sequence[Mapping[str, Any]]], reference: str
+) -> Iterator[dict[str, Any]]:
+    run = cell["run"]
+    points = sorted(histories.get(run, ()), key=lambda point: int(point["epoch"]))
+    if not points:
+        raise UserError(f"run {run!r}: no history; train and evaluate it again")
+    for number, point in enumerate(points):
+        inside = interval_of(point["accuracies"], reference, "seen")
+        outside = interval_of(point["accuracies"], cell["test_domain"], "held_out")
+        if inside is None or outside is None:
+            what = f"seen classes in {reference}" if inside is None else "held-out classes"
+            raise UserError(
+                f"run {run!r}, epoch {point['epoch']}: no accuracy on {what}; evaluate it again"
+            )
+        yield {
+            **{key: cell[key] for key in ("run", "mixture", "model", "seed", "test_domain")},
+            "epoch": int(point["epoch"]),
+            "last": number + 1 == len(points),
+            _IN: inside["estimate"],
+            _OUT: outside["estimate"],
+            "in_images": inside["n"],
+            "out_images": outside["n"],
+        }
+
+
+def _against_line(part: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """Add the columns of the line to checkpoints that were tested on the same images."""
+    baseline = part.index[part["baseline"]]
+    note = "" if len(baseline) >= FEWEST else _too_few(len(baseline))
+    if not note:
+        try:
+            found = _table(part, list(baseline), resamples, seed)
+            return part.join(found[_OF_LINE]).assign(note="")
+        except UserError as error:
+            # The accuracies of the baseline determine no line.
+            note = str(error)
+    return part.assign(**dict.fromkeys(_OF_LINE, math.nan), note=note)
+
+
+def _table(
+    part: pd.DataFrame, baseline: Sequence[Hashable], resamples: int, seed: int
+) -> pd.DataFrame:
+    counts = {_IN: int(part["in_images"].iloc[0]), _OUT: int(part["out_images"].iloc[0])}
+    return robustness_table(part, _OUT, [_IN], baseline, resamples, seed, counts=counts)
+
+
+def robustness_markdown(table: pd.DataFrame) -> str:
+    """Tabulate the last checkpoint of every run, in percent and percentage points.
+
+    Args:
+        table: of :func:`robustness_of_cells`.
+
+    Returns:
+        Markdown: what is in the table, the table, and why runs have no line where they have none.
+
+    Raises:
+        UserError: the table lacks a column or has no rows.
+    """
+    check_robustness(table)
+    last = table[table["last"]]
+    header = [
+        "Run", "Seen, natural", "Held-out, test domain", "Line of natural-only",
+        "Effective robustness",
+    ]  # fmt: skip
+    rows = [[escaped(row["run"]), *_numbers(row)] for row in last.to_dict("records")]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    said = (
+        "Accuracy in percent on seen classes in natural images and on held-out classes in the test "
+        "domain; what the line through the natural-only checkpoints gives a model that is as good "
+        "on natural images; and how many points the model lies above it, with the 95 % interval "
+        "over the checkpoints of the line."
+    )
+    notes = [f"No line: {note}." for note in distinct(last["note"]) if note]
+    written = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([said, written, *notes]) + "\n"
+
+
+def _numbers(row: Mapping[Hashable, Any]) -> list[str]:
+    found = [percent(row[_IN]), percent(row[_OUT])]
+    if row["note"]:
+        return [*found, MISSING, MISSING]
+    robust, low, high = (f"{100 * row[k]:+.1f}" for k in ("effective_robustness", "low", "high"))
+    return [*found, percent(row["predicted"]), f"{robust} [{low}, {high}]"]
+
+
+def line_of(
+    part: pd.DataFrame, at: FloatArray, *, resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame | None:
+    """Return the line of the natural-only checkpoints, with its bootstrap band.
+
+    Args:
+        part: rows of :func:`robustness_of_cells` that were tested on the same images.
+        at: in-distribution accuracies, fractions, shape (k,).
+        resamples: of the bootstrap.
+        seed: of the bootstrap; with those of the table, band and intervals belong together.
+
+    Returns:
+        ``in_distribution`` (as given), ``predicted``, ``low``, ``high``; None where there is no
+        line.
+    """
+    if part["note"].any():
+        return None
+    baseline = part[part["baseline"]]
+    # What lies below the line by all of it is a model that is always wrong.
+    wrong = pd.DataFrame({_IN: at, _OUT: 0.0}).assign(**dict(part[TESTED].iloc[0]))
+    both = pd.concat([baseline, wrong], keys=["baseline", "line"])
+    rows = [label for label in both.index if label[0] == "baseline"]
+    found = _table(both, rows, resamples, seed).loc["line"]
+    return pd.DataFrame(
+        {
+            _IN: at,
+            "predicted": found["predicted"],
+            "low": -found["high"],
+            "high": -found["low"],
+        }
+    )
+
+
+def check_robustness(table: pd.DataFrame) -> None:
+    """Refuse a table that :func:`robustness_of_cells` did not make.
+
+    Raises:
+        UserError: naming the column that is missing.
+    """
+    for column in _COLUMNS:
+        if column not in table:
+            raise UserError(f"table of robustness: no column {column!r}; make it anew")
+    if table.empty:
+        raise UserError("table of robustness: it has no rows; evaluate at least one run first")
+
+
+def _too_few(points: int) -> str:
+    if points == 0:
+        return "no checkpoint of a natural-only mixture was tested on the same images"
+    return f"{points} checkpoints of natural-only mixtures; a line takes {FEWEST}"
