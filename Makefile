@@ -36,7 +36,7 @@ demo: $(READY)
 	$(BIN)/python -m clip_mixtures sample --out data && \
 	if [ -n "$(DEMO)" ]; then $(BIN)/python -m clip_mixtures preset $(DEMO); fi && \
 	$(BIN)/python stages/check.py --data && \
-	$(BIN)/dvc repro && \
+	$(BIN)/python stages/work.py && \
 	echo && cat metrics/comparison.md && \
 	echo "report: $(CURDIR)/report/index.html" && \
 	if [ -n "$(DEMO)" ]; then echo "params.yaml now holds preset $(DEMO);" \

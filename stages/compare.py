@@ -17,6 +17,8 @@ from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.files import atomic_write_json, atomic_write_text
 from clip_mixtures.report import figures, tables
 from clip_mixtures.report.page import Drawing, write_page
+from clip_mixtures.report.robustness import robustness_markdown, robustness_of_cells
+from clip_mixtures.report.robustness_figures import robustness_figure
 from clip_mixtures.report.style import save_figure
 from experiment import BUILD, METRICS, REPORT, Cell, load_experiment
 
@@ -51,6 +53,11 @@ def main() -> None:
         "training_loss": figures.training_loss(losses, summary),
         "mixture_composition": figures.mixture_composition(counts),
     }
+    natural = {key for key, kind in kinds.items() if kind == "natural_only"}
+    resamples, seed = experiment.evaluate.resamples, experiment.evaluate.seed
+    robust = robustness_of_cells(summary, histories, natural, resamples=resamples, seed=seed)
+    _write_csv(METRICS / "robustness.csv", robust)
+    drawn["robustness"] = robustness_figure(robust, resamples=resamples, seed=seed)
     drawings = [Drawing(name, *CAPTIONS[name], figure) for name, figure in drawn.items()]
     _write_csv(METRICS / "mechanisms.csv", explained.measures(experiment))
     pictures = []
@@ -61,7 +68,11 @@ def main() -> None:
     write_page(
         REPORT / "index.html",
         title="Mixtures compared",
-        tables=[("Zero-shot accuracy", comparison), ("Training images", composition)],
+        tables=[
+            ("Accuracy", comparison),
+            ("Effective robustness", robustness_markdown(robust)),
+            ("Training images", composition),
+        ],
         figures=pictures,
         notes=[
             "Intervals are 95 % bootstrap intervals over classes and images of the test set.",
@@ -74,13 +85,21 @@ def main() -> None:
 CAPTIONS = {
     "held_out_accuracy": (
         "Held-out and seen classes of the test domain",
-        "Balanced zero-shot accuracy of the last checkpoint with 95 % intervals.",
+        "Balanced accuracy of the last checkpoint with 95 % intervals; of CLIP, zero-shot.",
     ),
     "learning_curves": (
         "Accuracy over training",
-        "Balanced zero-shot accuracy in the test domain of every checkpoint, epoch 0 first.",
+        "Balanced accuracy in the test domain of every checkpoint, epoch 0 first.",
     ),
-    "training_loss": ("Training loss", "Contrastive loss, smoothed."),
+    "training_loss": (
+        "Training loss",
+        "Contrastive loss of CLIP, cross entropy of classifiers; smoothed.",
+    ),
+    "robustness": (
+        "Effective robustness",
+        "Every checkpoint's accuracy on held-out classes in the test domain against that on seen "
+        "classes in natural images, on logit axes, and the line of the natural-only checkpoints.",
+    ),
     "mixture_composition": (
         "What the mixtures contain",
         "Training images by domain; hatched: the classes that are held out in the test domain.",

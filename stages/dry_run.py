@@ -64,7 +64,9 @@ def main() -> None:
         seen = {key: _try(experiment, key, batches[key], scratch, processes) for key in models}
         if processes.is_first:
             images = args.train_images or (None if args.preset else _stored(experiment))
-            print(report({key: one for key, one in seen.items() if one}, processes, images))
+            recipes = {key: experiment.model(key).recipe for key in models}
+            found = {key: one for key, one in seen.items() if one}
+            print(report(found, recipes, processes, images))
         wait_for_all(processes)
     leave_processes(processes)
 
@@ -192,46 +194,54 @@ def _stored(experiment: Experiment) -> int | None:
     return max(counts, default=None)
 
 
-def report(seen: Mapping[str, DryRun], processes: Processes, train_images: int | None) -> str:
+def report(
+    seen: Mapping[str, DryRun],
+    recipes: Mapping[str, Recipe],
+    processes: Processes,
+    train_images: int | None,
+) -> str:
     """Return what was seen as text: how it was seen, and a table in Markdown.
 
     Args:
         seen: model key to what was seen of it.
+        recipes: model key to its recipe.
         processes: that shared the batch.
         train_images: of a run, for the steps of an epoch; None where not known.
     """
     lines = [
         f"{processes.world_size} process(es) on {processes.device.type}; two steps, the second "
-        f"timed; {_EVALUATED} images evaluated among 345 classes.",
+        f"timed; {_EVALUATED} images evaluated among 345 classes, after that."
     ]
-    smaller = [key for key, one in seen.items() if one.global_batch != one.recipe_batch]
-    if smaller:
+    if any(
+        (one.global_batch, one.precision)
+        != (recipes[key].global_batch_size, recipes[key].precision)
+        for key, one in seen.items()
+    ):
         lines.append(
-            f"Not with the recipe's global batch: {', '.join(smaller)}. What holds for these is "
-            "that they train; time and memory are those of the batch in the table."
+            "Batch or precision are not the recipe's: it shows that everything is built and "
+            "trains; time and memory are those of what was tried."
         )
-    rows = [_row(key, one, train_images) for key, one in seen.items()]
+    rows = [_row(key, one, recipes[key], train_images) for key, one in seen.items()]
     header = list(rows[0])
     table = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *(row.values() for row in rows)]
     return "\n".join([*lines, "", *(f"| {' | '.join(row)} |" for row in table)])
 
 
-def _row(key: str, seen: DryRun, train_images: int | None) -> dict[str, str]:
-    steps = None if train_images is None else train_images // seen.recipe_batch
+def _row(key: str, seen: DryRun, recipe: Recipe, train_images: int | None) -> dict[str, str]:
+    steps = None if train_images is None else train_images // recipe.global_batch_size
     return {
         "model": key,
         "architecture": f"{seen.architecture}{', classifier' if seen.is_supervised else ''}",
         "weights": f"{seen.parameters / 1e6:.1f} M",
         "image": f"{seen.image_size} px",
-        "precision": seen.precision,
-        "recipe's batch": f"{seen.recipe_batch:,}",
+        "recipe": f"{recipe.global_batch_size:,}, {recipe.precision}",
         "steps/epoch": "-" if steps is None else f"{steps:,}",
-        "batch": f"{seen.global_batch:,}",
+        "tried": f"{seen.global_batch:,}, {seen.precision}",
         "a process": f"{seen.process_batch:,}",
         "at a time": f"{seen.device_batch:,} x {seen.pieces}",
         "step": f"{seen.seconds:.2f} s",
         "images/s": f"{seen.images_per_second:,.1f}",
-        "input/s": f"{seen.input_per_second:,.0f} ({seen.workers})",
+        "input/s (workers)": f"{seen.input_per_second:,.0f} ({seen.workers})",
         "peak memory": f"{seen.peak_bytes / 1e9:.2f} GB",
         "checkpoint": f"{seen.checkpoint_bytes / 1e6:.1f} MB",
         "loss before": f"{seen.loss_before:.4f}",

@@ -25,17 +25,31 @@ from pathlib import Path
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.leash import Leash
 from clip_mixtures.workers import Outcome, Place, last_lines, places, run_commands
-from experiment import Cell, Experiment, load_experiment
+from experiment import Cell, Experiment, Mechanisms, load_experiment
+from sync import FAMILIES, PIPELINE
 
 # Cells are chains of these; what comes before them is shared, and done first.
 SHARED_STAGE = "mixture"
 CELL_STAGES = ("train", "evaluate")
+# Of the cells that are looked into; each of these families has a pipeline file of its own.
+LOOKED_INTO = ("activations", "representation", "sae", "sharing")
+CIRCUITS = ("circuits",)
 _INTERRUPTED = 130  # as shells have it
 
 
-def stages_of(cell: Cell) -> list[str]:
-    """Return DVC's names of a cell's stages, in order."""
-    return [f"{stage}@{cell.mixture}-{cell.model}-{cell.seed}" for stage in CELL_STAGES]
+def stages_of(cell: Cell, mechanisms: Mechanisms | None = None) -> list[str]:
+    """Return DVC's names of a cell's stages, in order.
+
+    Args:
+        cell: which.
+        mechanisms: which cells are looked into; none if it is None.
+    """
+    names = [f"{stage}@" for stage in CELL_STAGES]
+    if mechanisms:
+        families: tuple[str, ...] = LOOKED_INTO if cell in mechanisms.cells else ()
+        families += CIRCUITS if cell in mechanisms.circuit_cells else ()
+        names += [f"{FAMILIES}/{family}/{PIPELINE}:{family}@" for family in families]
+    return [f"{name}{cell.mixture}-{cell.model}-{cell.seed}" for name in names]
 
 
 def cells_to_do(experiment: Experiment) -> list[Cell]:
@@ -44,30 +58,37 @@ def cells_to_do(experiment: Experiment) -> list[Cell]:
     Raises:
         UserError: when DVC cannot say.
     """
-    wanted = [stage for cell in experiment.cells for stage in stages_of(cell)]
+    stages = {cell: stages_of(cell, experiment.mechanisms) for cell in experiment.cells}
+    wanted = [stage for names in stages.values() for stage in names]
     command = ["dvc", "status", "--json", *wanted]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         lines = answer.stderr.strip().splitlines()
         raise UserError(f"dvc status: {lines[-1] if lines else 'no answer'}")
     changed = {name for name, changes in json.loads(answer.stdout).items() if changes}
-    return [cell for cell in experiment.cells if changed & set(stages_of(cell))]
+    return [cell for cell, names in stages.items() if changed & set(names)]
 
 
-def run_cells(cells: Sequence[Cell], at: Sequence[Place], logs: Path) -> list[Outcome]:
+def run_cells(
+    cells: Sequence[Cell],
+    at: Sequence[Place],
+    logs: Path,
+    mechanisms: Mechanisms | None = None,
+) -> list[Outcome]:
     """Run cells, one worker at each place, and return how each ended, in their order.
 
     Args:
         cells: what to do.
         at: the places; each takes the next cell that nobody has.
         logs: folder for what the cells say.
+        mechanisms: which of the cells are looked into; none if it is None.
 
     Raises:
         KeyboardInterrupt: as it came, after what ran has ended.
     """
     # Without waiting for the lock, a training that has ended may go unrecorded.
     repro = ["dvc", "--wait-for-lock", "repro", "--single-item"]
-    commands = {cell.run: [*repro, *stages_of(cell)] for cell in cells}
+    commands = {cell.run: [*repro, *stages_of(cell, mechanisms)] for cell in cells}
     return run_commands(commands, at, logs, unit="cell")
 
 
@@ -90,7 +111,8 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
             f"say: {logs}/<cell>.log",
             flush=True,
         )
-        failed = [outcome for outcome in run_cells(cells, at, logs) if outcome.failure]
+        outcomes = run_cells(cells, at, logs, experiment.mechanisms)
+        failed = [outcome for outcome in outcomes if outcome.failure]
         for outcome in failed:
             print(f"--- {outcome.log}", *last_lines(outcome.log), sep="\n", file=sys.stderr)
         if failed:

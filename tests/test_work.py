@@ -610,6 +610,8 @@ def test_dvc_runs_the_cells_in_parallel_and_records_them(tmp_path: Path) -> None
     text = PARAMS.read_text()
     text = re.sub("mixtures: .*", "mixtures: [cg-low]", text, count=1)
     text = re.sub("models: .*", "models: [sample-rn]", text, count=1)
+    # Nothing is looked into: the pipeline below has no such stages.
+    text = re.sub(r"((?:mechanisms|circuits):\n +models: ).*", r"\1[]", text)
     (tmp_path / "params.yaml").write_text(text.replace("seeds: [0]", "seeds: [0, 1]"))
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -629,3 +631,21 @@ def test_dvc_runs_the_cells_in_parallel_and_records_them(tmp_path: Path) -> None
         log = tmp_path / "scratch" / "work" / f"cg-low-sample-rn-s{seed}.log"
         assert "evaluated" in log.read_text()
     assert json.loads(run("dvc", "status", "--json")) == {}
+
+
+def test_cells_that_are_looked_into_have_more_stages() -> None:
+    shipped = load_experiment(PARAMS)
+    looked_into, other = (
+        next(cell for cell in SHIPPED if (cell in shipped.mechanisms.cells) == whether)
+        for whether in (True, False)
+    )
+    key = f"{looked_into.mixture}-{looked_into.model}-{looked_into.seed}"
+    assert stages_of(looked_into, shipped.mechanisms) == [
+        f"train@{key}",
+        f"evaluate@{key}",
+        *(
+            f"pipeline/{family}/dvc.yaml:{family}@{key}"
+            for family in ("activations", "representation", "sae", "sharing", "circuits")
+        ),
+    ]
+    assert stages_of(other, shipped.mechanisms) == stages_of(other)

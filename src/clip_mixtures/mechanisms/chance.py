@@ -78,9 +78,12 @@ def random_graph(
         for rank, (name, channel) in enumerate(zip(names[layer], chosen, strict=True)):
             drawn.add_node(name, layer=layer, channel=channel, rank=rank)
     for (up, down), counts in _in_degrees(graph, layers).items():
-        order = generator.random((len(counts), len(names[up]))).argsort(axis=1)
-        for target, sources, count in zip(names[down], order, counts, strict=True):
-            drawn.add_edges_from((names[up][source], target) for source in sources[:count])
+        order = generator.random((len(counts), len(names[up]))).argsort(axis=1)[:, : max(counts)]
+        drawn.add_edges_from(
+            (names[up][source], target)
+            for target, sources, count in zip(names[down], order.tolist(), counts, strict=True)
+            for source in sources[:count]
+        )
     return drawn
 
 
@@ -89,8 +92,12 @@ def _in_degrees(
 ) -> dict[tuple[str, str], list[int]]:
     """Count the edges into each unit of the downstream layer of every two layers."""
     counts: dict[tuple[str, str], list[int]] = {}
+    layer_of = {node: layer for layer, nodes in layers.items() for node in nodes}
     places = {node: place for nodes in layers.values() for place, node in enumerate(nodes)}
     for source, target in graph.edges:
-        up, down = graph.nodes[source]["layer"], graph.nodes[target]["layer"]
-        counts.setdefault((up, down), [0] * len(layers[down]))[places[target]] += 1
+        down = layer_of[target]
+        pair = layer_of[source], down
+        if pair not in counts:
+            counts[pair] = [0] * len(layers[down])
+        counts[pair][places[target]] += 1
     return counts

@@ -113,9 +113,7 @@ def edge_jaccard(g: Graph, h: Graph) -> float:
     Returns:
         |E n E'| / |E u E'|, in [0, 1]; 0 if neither graph has an edge.
     """
-    first, second = set(g.edges), set(h.edges)
-    either = len(first | second)
-    return len(first & second) / either if either else 0.0
+    return _jaccard(set(g.edges), set(h.edges))
 
 
 def weisfeiler_lehman(graphs: Sequence[Graph], h: int, protocol: str = "corrected") -> FloatArray:
@@ -202,7 +200,8 @@ def score_matrices(
     by_iteration = weisfeiler_lehman_up_to(graphs, most, protocol)
     found = {score: by_iteration[wl_iterations(score, protocol)] for score in kernels}
     if "jaccard" in scores:
-        found["jaccard"] = np.array([[edge_jaccard(g, h) for h in graphs] for g in graphs])
+        edges = [set(graph.edges) for graph in graphs]
+        found["jaccard"] = np.array([[_jaccard(a, b) for b in edges] for a in edges])
     return {score: found[score] for score in scores}
 
 
@@ -214,6 +213,12 @@ def check_protocol(protocol: str, where: str) -> None:
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS, where)
+
+
+def _jaccard(first: set[tuple[str, str]], second: set[tuple[str, str]]) -> float:
+    common = len(first & second)
+    either = len(first) + len(second) - common
+    return common / either if either else 0.0
 
 
 def _histograms(graphs: Sequence[Graph], *, both_ways: bool) -> Iterator[Any]:

@@ -275,8 +275,8 @@ def _explanation(cells: Summary, columns: list[tuple[str, str]], classes: int | 
             sizes.append(f"{span} of {GROUP_WORDS[group]} classes in {escaped(domain)}")
     chance = "" if classes is None else f" Chance is {percent(1 / classes)} % ({classes} classes)."
     return (
-        "Zero-shot accuracy in percent, averaged over classes, with its confidence interval in "
-        f"brackets. Test images: {', '.join(sizes)}.{chance}"
+        "Accuracy in percent (of CLIP, zero-shot), averaged over classes, with its confidence "
+        f"interval in brackets. Test images: {', '.join(sizes)}.{chance}"
     )
 
 

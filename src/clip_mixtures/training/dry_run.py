@@ -48,7 +48,6 @@ class DryRun:
         parameters: weights that are trained.
         image_size: side of the square input, in pixels.
         precision: one of :data:`config.PRECISIONS`.
-        recipe_batch: the global batch of the recipe.
         global_batch: the global batch that was tried.
         process_batch: a process' share of it.
         device_batch: how many images the device takes at a time.
@@ -68,7 +67,6 @@ class DryRun:
     parameters: int
     image_size: int
     precision: str
-    recipe_batch: int
     global_batch: int
     process_batch: int
     device_batch: int
@@ -144,7 +142,6 @@ def dry_run(
         parameters=sum(p.numel() for p in objective.network.parameters() if p.requires_grad),
         image_size=made.image_size,
         precision=recipe.precision,
-        recipe_batch=recipe.global_batch_size,
         global_batch=global_batch,
         process_batch=share,
         device_batch=made.device_batch,
