@@ -23,8 +23,11 @@ def small_resnet(
         if isinstance(norm, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
             torch.nn.init.normal_(norm.bias, 0, 0.3)
-            torch.nn.init.normal_(norm.running_mean, 0, 0.3)
-            torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+            for name, statistics in norm.named_buffers():
+                if name == "running_mean":
+                    torch.nn.init.normal_(statistics, 0, 0.3)
+                elif name == "running_var":
+                    torch.nn.init.uniform_(statistics, 0.5, 1.5)
     return visual.double().eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -43,11 +44,10 @@ def test_a_convolution_by_hand() -> None:
     convolution = torch.nn.Conv2d(1, 1, 1, bias=False)
     norm = torch.nn.BatchNorm2d(1, eps=0).eval()
     convolution.weight.fill_(3.0)
-    for tensor, value in (
-        (norm.weight, 2.0), (norm.bias, 1.0), (norm.running_mean, 4.0), (norm.running_var, 16.0)
-    ):  # fmt: skip
-        tensor.fill_(value)
+    numbers = {"weight": 2.0, "bias": 1.0, "running_mean": 4.0, "running_var": 16.0}
+    norm.load_state_dict({n: torch.tensor([value]) for n, value in numbers.items()}, strict=False)
     part = fold(torch.nn.Sequential(convolution, norm, torch.nn.ReLU()).eval())
+    assert isinstance(part, ConvolutionReLU)
     # 2 (3 x - 4) / 4 + 1 = 1.5 x - 1
     assert part(torch.tensor([2.0, 0.0]).view(2, 1, 1, 1)).flatten().tolist() == [2.0, 0.0]
     assert part.convolution.weight.item() == 1.5
@@ -78,21 +78,9 @@ def test_a_backward_pass_reaches_the_input_alone() -> None:
             assert not any(tensor.requires_grad for tensor in tensors)
 
 
-@torch.no_grad()
-def test_changing_the_network_does_not_change_the_fold() -> None:
-    visual = small_resnet()
-    tower = folded(tower_of(visual))
-    before = tower.run(small_images())
-    for parameter in visual.parameters():
-        parameter.zero_()
-    # The attention pool shares its parameters, everything before it has copies.
-    values = tower.values(small_images(), ["resblock4"])
-    assert values["resblock4"].abs().sum() > 0
-    assert before.abs().sum() > 0
-
-
 def test_other_submodules_stay_as_they_are() -> None:
-    tower = tower_of(create_clip("ViT-S-32").network.eval().visual)
+    network: Any = create_clip("ViT-S-32").network.eval()
+    tower = tower_of(network.visual)
     assert folded(tower) == tower
 
 

@@ -109,6 +109,7 @@ def node_attributions(
     ).values
 
 
+@torch.enable_grad()
 def attribute_nodes(
     tower: Tower | torch.nn.Module,
     text_features: torch.Tensor,
@@ -277,9 +278,10 @@ def _effects(
 ) -> torch.Tensor:
     """Sum the effects of the steps away from a = 0 over images, (channels,) float64."""
     steps = [step for step in zip(path.scales, path.weights, strict=True) if step[0] != 1]
-    each = torch.tensor(steps, dtype=value.dtype, device=value.device).reshape(-1, 2)
-    each = each.repeat_interleave(len(value), dim=0)
-    found = torch.zeros(1, dtype=torch.float64, device=value.device)
+    found = torch.zeros((), dtype=torch.float64, device=value.device)
+    if not steps:
+        return found
+    each = value.new_tensor(steps).repeat_interleave(len(value), dim=0)
     for part in torch.arange(len(each), device=value.device).split(rows):
         clean = value[part % len(value)]
         scales, weights = each[part].view(len(part), 2, *[1] * (value.ndim - 1)).unbind(1)

@@ -190,12 +190,14 @@ def _by_backward_passes(up: Submodule, down: Submodule, pair: Neighbours) -> tor
     """Do it for any submodule, with a backward pass for every downstream neuron."""
     memory = row_memory([down.function], pair.upstream[:1])
     path, images = pair.path, len(pair.upstream)
+    found = pair.upstream.new_zeros(len(pair.targets), len(pair.sources))
     # Where nothing is taken away there is no error.
     steps = [s for s in zip(path.scales, path.weights, strict=True) if s[0] != 1]
+    if not steps:
+        return found
     points = pair.upstream.new_tensor(steps).view(-1, 2)
     rows = rows_within(pair.memory_bytes, memory.after(0), "one point", len(points) * images)
     aims = down.neurons(pair.downstream)[..., pair.targets]
-    found = pair.upstream.new_zeros(len(pair.targets), len(pair.sources))
     for part in torch.arange(len(points) * images, device=found.device).split(rows):
         clean = pair.upstream[part % images]
         scales, weights = points[part // images].unbind(1)

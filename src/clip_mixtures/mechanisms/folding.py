@@ -8,8 +8,8 @@ A folded function gives what its submodule gives in evaluation mode, up to round
   are t_j . (Wk^T q) plus a constant that the softmax drops, and its output is Wv applied to the
   weighted mean of the tokens. That is 40 times fewer products at 50 tokens.
 
-Parameters are copies that want no gradient: a backward pass through a folded function is one to its
-input alone. They are laid out channels last, the faster layout on processors. Submodules of other
+Folded parameters want no gradient: a backward pass through a folded function is one to its input
+alone. Convolutions are copies, channels last, the faster layout on processors. Submodules of other
 networks stay as they are.
 """
 
