@@ -87,8 +87,13 @@ def main() -> None:
         for label in tqdm(classes, desc="tracing circuits", unit="class"):
 
             def trace(label: int = label) -> ClassCircuits:
-                pixels = images.of_class(label, index.domains(), checkpoint)
-                return trace_class(checkpoint.tower, texts, pixels, label, config, fills, _memory())
+                pixels, others = (
+                    images.of_class(label, index.domains(), checkpoint, others=others)
+                    for others in (False, True)
+                )
+                return trace_class(
+                    checkpoint.tower, texts, pixels, label, config, others, fills, _memory()
+                )
 
             traced[label] = once(scratch / f"class-{label}", trace)
         tables = {

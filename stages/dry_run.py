@@ -5,14 +5,16 @@ python stages/dry_run.py --preset imagenet-captions         # of a preset, which
 python stages/dry_run.py --preset cc12m --model rn50 --global-batch 64
 torchrun --standalone --nproc-per-node 4 stages/dry_run.py --preset cc3m
 
-Two steps are trained with the recipe's global batch; on a CPU, where that would take long, with 8
-images unless --global-batch says otherwise.
+Two steps are trained with the recipe's global batch and precision. On a CPU, where that would take
+long (many have no half precision and imitate it, thirty times slower), it is 8 images in fp32
+unless --global-batch and --precision say otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -30,6 +32,7 @@ from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import read_rows
 from clip_mixtures.presets import apply_preset
+from clip_mixtures.training.config import PRECISIONS, Recipe
 from clip_mixtures.training.dry_run import DryRun, dry_run
 from clip_mixtures.training.models import create_clip
 from clip_mixtures.training.processes import (
@@ -55,13 +58,16 @@ def main() -> None:
     processes = join_processes()
     with _scratch(processes) as scratch:
         experiment, keys = _models(args.preset, args.model, scratch, processes)
-        models = {key: experiment.model(key) for key in keys}
+        models = {key: _tried(experiment.model(key), args.precision, processes) for key in keys}
         batches = {key: _batch(args.global_batch, one, processes) for key, one in models.items()}
         if processes.is_first:
             domains = experiment.domains.names or ()
             write_generated(scratch / "corpus", max(batches.values()), args.images, domains)
         wait_for_all(processes)
-        seen = {key: _try(experiment, key, batches[key], scratch, processes) for key in models}
+        seen = {
+            key: _try(experiment, key, model, batches[key], scratch, processes)
+            for key, model in models.items()
+        }
         if processes.is_first:
             images = args.train_images or (None if args.preset else _stored(experiment))
             recipes = {key: experiment.model(key).recipe for key in models}
@@ -88,6 +94,7 @@ def _arguments() -> argparse.Namespace:
         help="training images of a run, for the steps of an epoch; by default those of the "
         "mixtures in build/",
     )
+    parser.add_argument("--precision", choices=PRECISIONS, help="in place of the recipe's")
     args = parser.parse_args()
     for name in ("global_batch", "images", "train_images"):
         value = getattr(args, name)
@@ -144,15 +151,29 @@ def _batch(wanted: int | None, model: Model, processes: Processes) -> int:
     return min(few, model.recipe.global_batch_size)
 
 
+def _tried(model: Model, precision: str | None, processes: Processes) -> Model:
+    """Return a model with the precision to try."""
+    if precision is None and processes.device.type == "cpu":
+        precision = "fp32"
+    if precision is None:
+        return model
+    return Model(model.architecture, dataclasses.replace(model.recipe, precision=precision))
+
+
 def _try(
-    experiment: Experiment, key: str, batch: int, scratch: Path, processes: Processes
+    experiment: Experiment,
+    key: str,
+    model: Model,
+    batch: int,
+    scratch: Path,
+    processes: Processes,
 ) -> DryRun | None:
-    model, corpus, own = experiment.model(key), scratch / "corpus", scratch / key
+    corpus, own = scratch / "corpus", scratch / key
     indices = {path.stem: path for path in corpus.glob("*.parquet")}
     mixture = experiment.mixture(experiment.cells[0].mixture)
 
     def evaluate(checkpoint: Path) -> float:
-        return _accuracy(checkpoint, model, indices[DOMAINS], experiment, processes)
+        return _accuracy(checkpoint, model, indices[DOMAINS], processes)
 
     if processes.is_first:
         print(f"{key}: {model.architecture}, global batch {batch}", flush=True)
@@ -165,14 +186,12 @@ def _try(
     return seen
 
 
-def _accuracy(
-    checkpoint: Path, model: Model, index: Path, experiment: Experiment, processes: Processes
-) -> float:
+def _accuracy(checkpoint: Path, model: Model, index: Path, processes: Processes) -> float:
     """Evaluate a checkpoint on some test images, among all classes; one prompt a class."""
     domains = read_index(index)
     names = domains.class_names()
     clip = create_clip(model.architecture, processes.device)
-    precision = experiment.evaluate.precision
+    precision = model.recipe.precision
     reader: Reader
     if model.is_supervised:
         reader = SupervisedReader(clip, len(names), precision)

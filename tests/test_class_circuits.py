@@ -85,12 +85,12 @@ def traced(
     checkpoint: Checkpoint, images: EvaluationSet, texts: torch.Tensor
 ) -> dict[int, ClassCircuits]:
     chosen = ClassImages(images, CONFIG.images_per_class, CONFIG.seed)
-    return {
-        label: trace_class(
-            checkpoint.tower, texts, chosen.of_class(label, DOMAINS, checkpoint), label, CONFIG
-        )
-        for label in range(3)
-    }
+    found = {}
+    for label in range(3):
+        images_of = chosen.of_class(label, DOMAINS, checkpoint)
+        others = chosen.of_class(label, DOMAINS, checkpoint, others=True)
+        found[label] = trace_class(checkpoint.tower, texts, images_of, label, CONFIG, others)
+    return found
 
 
 def test_which_images_does_not_depend_on_what_was_done_before(images: EvaluationSet) -> None:
@@ -104,6 +104,21 @@ def test_which_images_does_not_depend_on_what_was_done_before(images: Evaluation
     others = {tuple(ClassImages(images, 2, seed).rows(1, "sketch")) for seed in range(20)}
     assert len(others) > 1
     assert len(ClassImages(images, 50, 42).rows(1, "sketch")) == 4
+
+
+@pytest.mark.parametrize(("most", "left"), [(1, 1), (2, 2), (3, 1)])
+def test_circuits_are_ablated_on_other_images_where_there_are_some(
+    images: EvaluationSet, most: int, left: int
+) -> None:
+    chosen = ClassImages(images, most, 42)
+    others = chosen.rows(1, "sketch", others=True)
+    assert len(others) == left
+    assert not set(others) & set(chosen.rows(1, "sketch"))
+
+
+def test_without_other_images_circuits_are_ablated_on_the_same(images: EvaluationSet) -> None:
+    chosen = ClassImages(images, 4, 42)
+    assert np.array_equal(chosen.rows(0, "real", others=True), chosen.rows(0, "real"))
 
 
 def test_a_domain_without_images_of_a_class_is_left_out(

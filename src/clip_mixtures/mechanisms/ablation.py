@@ -21,6 +21,11 @@ C the circuit and 0 the network with all units replaced,
 As every submodule is a function of the one before it, replacing all units of a layer leaves a
 constant, and m(0) is the same for all images of a class.
 
+Zero is what the attributions compare with; but no image makes all units zero, and the network after
+it may be one it never was. The mean leaves what all images have in common. The two can differ in
+what they find, so both belong into a report. And a circuit kept by itself may answer its class for
+whatever image: images of other classes, as one more domain, show whether it does.
+
 Sources:
     Marks, S., Rager, C., Michaud, E., Belinkov, Y., Bau, D. and Mueller, A. (2025). Sparse feature
         circuits. ICLR. (faithfulness and completeness as above)

@@ -82,8 +82,14 @@ class ClassImages:
     def __init__(self, images: EvaluationSet, most: int, seed: int) -> None:
         self._images, self._most, self._seed = images, most, seed
 
-    def rows(self, label: int, domain: str) -> npt.NDArray[np.int64]:
+    def rows(self, label: int, domain: str, *, others: bool = False) -> npt.NDArray[np.int64]:
         """Draw images of a class in a domain, without replacement.
+
+        Args:
+            label: class id.
+            domain: which.
+            others: draw as many of those that are not drawn without it; where none are left, draw
+                the same.
 
         Returns:
             Rising places among the images, (n,); empty if the domain has none. They follow from
@@ -92,19 +98,21 @@ class ClassImages:
         frame = self._images.frame
         places = np.flatnonzero((frame["domain"] == domain) & (frame["class_id"] == label))
         generator = np.random.default_rng([self._seed, zlib.crc32(domain.encode()), label])
-        return np.sort(generator.permutation(places)[: self._most]).astype(np.int64)
+        drawn = generator.permutation(places)
+        first = self._most if others and len(drawn) > self._most else 0
+        return np.sort(drawn[first : first + self._most]).astype(np.int64)
 
     def of_class(
-        self, label: int, domains: Sequence[str], checkpoint: Checkpoint
+        self, label: int, domains: Sequence[str], checkpoint: Checkpoint, *, others: bool = False
     ) -> dict[str, torch.Tensor]:
         """Return domain to normalised pixels (n, 3, S, S) of a class, on the checkpoint's device.
 
-        Domains without images of the class are left out.
+        Domains without images of the class are left out. See :meth:`rows` for ``others``.
 
         Raises:
             UserError: for an image that cannot be read, or when no domain has any.
         """
-        rows = {domain: self.rows(label, domain) for domain in domains}
+        rows = {domain: self.rows(label, domain, others=others) for domain in domains}
         found = {
             domain: self._pixels(places, checkpoint)
             for domain, places in rows.items()
@@ -167,10 +175,11 @@ def trace_class(
     images: Mapping[str, torch.Tensor],
     label: int,
     config: CircuitsConfig,
+    ablated_on: Mapping[str, torch.Tensor],
     fills: Fills | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> ClassCircuits:
-    """Trace the circuits of a class in every domain and ablate each on the images of all.
+    """Trace the circuits of a class in every domain and ablate each on images of all.
 
     Args:
         tower: of the checkpoint.
@@ -178,6 +187,8 @@ def trace_class(
         images: domain to normalised pixels of the class, (N, 3, H, W).
         label: class id.
         config: the recipe.
+        ablated_on: domain to normalised pixels of the class to ablate on; where there are enough,
+            others than those that the circuits were found on.
         fills: what ablated units become, see :func:`ablation.ablate`; None for zero.
         memory_bytes: bound on what attribution holds at a time.
 
@@ -231,7 +242,7 @@ def trace_class(
     effects = ablation_effects(
         tower,
         text_features,
-        images,
+        ablated_on,
         {**units, SHARED: shared_units_of(units)},
         label,
         values=fills,

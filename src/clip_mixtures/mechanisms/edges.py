@@ -127,7 +127,7 @@ def edge_attributions(
                 sources=_indices(chain[up], values[up], units),
                 targets=_indices(chain[down], values[down], units),
                 path=path,
-                memory_bytes=memory_bytes // 2,
+                memory_bytes=memory_bytes,
             )
             totals[up, down] = totals.get((up, down), 0) + _sums(chain, up, down, pair).double()
     for (up, down), total in totals.items():
@@ -196,7 +196,8 @@ def _by_backward_passes(up: Submodule, down: Submodule, pair: Neighbours) -> tor
     if not steps:
         return found
     points = pair.upstream.new_tensor(steps).view(-1, 2)
-    rows = rows_within(pair.memory_bytes, memory.after(0), "one point", len(points) * images)
+    needed = 2 * memory.after(0)
+    rows = rows_within(pair.memory_bytes, needed, f"one step to {down.name}", len(points) * images)
     aims = down.neurons(pair.downstream)[..., pair.targets]
     for part in torch.arange(len(points) * images, device=found.device).split(rows):
         clean = pair.upstream[part % images]

@@ -36,7 +36,7 @@ class Neighbours:
         sources: indices of the upstream neurons, (K,) int64.
         targets: indices of the downstream neurons, (N,) int64.
         path: points of the path and their weights.
-        memory_bytes: bound on what is held at a time.
+        memory_bytes: bound on what is held at a time; half of it is for the values themselves.
     """
 
     upstream: torch.Tensor
@@ -61,7 +61,9 @@ def stem_edges(part: ConvolutionReLU, pair: Neighbours) -> torch.Tensor:
         total += residuals(reached, aim, weight, rectified=True)
     weights = chosen.weight[:, pair.sources]
     channels = pair.upstream[:, pair.sources]
-    gradient: torch.Tensor = conv2d_weight(channels, weights.shape, total, chosen.stride, chosen.padding)
+    gradient: torch.Tensor = conv2d_weight(
+        channels, weights.shape, total, chosen.stride, chosen.padding
+    )
     return (weights * gradient).sum(dim=(2, 3))
 
 

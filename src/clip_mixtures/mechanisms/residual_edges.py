@@ -53,15 +53,15 @@ def residual_edges(part: ResidualBlock, pair: Neighbours) -> torch.Tensor:
     plane = channel * height * width
     # Sums behind W2 are held twice while they are convolved, tangents before it and after.
     sums = 2 * _ALIGNED * channel * (height + 2) * (width + 2)
-    needed = sums + (_PLANES + 3) * plane
+    needed = 2 * (sums + (_PLANES + 3) * plane)
     if pair.memory_bytes < needed:
         raise UserError(
             f"memory_bytes: {pair.memory_bytes:,} bytes are too few: the edges of a residual "
             f"block of {inner} x {height} x {width} take {needed:,}"
         )
-    half = (pair.memory_bytes - needed) // 2
-    targets = _ALIGNED * (1 + half // sums)
-    tangents = 1 + half // (3 * plane)
+    each = (pair.memory_bytes - needed) // 4
+    targets = _ALIGNED * (1 + each // sums)
+    tangents = 1 + each // (3 * plane)
     return torch.cat(
         [
             _edges(part, dataclasses.replace(pair, targets=some), tangents)
