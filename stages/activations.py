@@ -14,6 +14,7 @@ from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.processes import decoding_workers
 from experiment import INDEX, MECHANISMS, VERIFICATION, cell_of_arguments, load_experiment
 from looked_into import checkpoint_of
+from mechanism_params import load_mechanisms
 
 
 @reports_user_errors
@@ -31,7 +32,7 @@ def main() -> None:
         decoded(images, checkpoint.model.image_size, max(decoding_workers(), 1)),
         domains=index.domains(),
         classes=len(index.class_names()),
-        layers=experiment.mechanisms.layers,
+        layers=load_mechanisms(experiment).layers,
         epoch=checkpoint.epoch,
     )
     write_activations(MECHANISMS / "activations" / cell.run, found)

@@ -17,6 +17,7 @@ from clip_mixtures.corpora.indexing import domain_lists
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.training.config import per_process_batch
 from experiment import DATA, Experiment, load_experiment
+from mechanism_params import load_mechanisms
 from sync import check_pipeline
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     experiment = load_experiment()
     _check_processes(experiment)
-    check_pipeline(experiment)
+    check_pipeline(experiment, load_mechanisms(experiment))
     if args.data:
         _check_data(experiment)
         load_experiment(class_names=_class_names(experiment))

@@ -9,7 +9,6 @@ one. MEMORY_MIB in the environment bounds what is held at a time.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ import torch
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-import clip_mixtures.mechanisms
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.evaluation.predictions import evaluation_set
 from clip_mixtures.evaluation.zero_shot import prompt_templates, text_classifier
@@ -37,10 +35,11 @@ from clip_mixtures.mechanisms.class_circuits import (
     once,
     trace_class,
 )
+from clip_mixtures.mechanisms.config import CircuitsConfig
 from clip_mixtures.mixtures.spec import DOMAINS
-from clip_mixtures.scratch import exclusive
+from clip_mixtures.scratch import discard, exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
-from clip_mixtures.training.data import fingerprint, source_hash
+from clip_mixtures.training.data import fingerprint
 from experiment import (
     BUILD,
     INDEX,
@@ -51,7 +50,8 @@ from experiment import (
     cell_of_arguments,
     load_experiment,
 )
-from looked_into import checkpoint_of
+from looked_into import checkpoint_of, code_version
+from mechanism_params import load_mechanisms
 
 DOMAIN_INDEX = INDEX / "domains.parquet"
 # Tables that are kept: what was found of each class, and the comparison.
@@ -69,12 +69,12 @@ def main() -> None:
     index = read_index(DOMAIN_INDEX)
     class_names = index.class_names()
     experiment = load_experiment(class_names=class_names)
-    config = experiment.mechanisms.circuits
+    config = load_mechanisms(experiment).circuits
     held_out = [class_names.index(name) for name in experiment.mixture(cell.mixture).held_out]
     images = ClassImages(
         evaluation_set(DOMAINS, DOMAIN_INDEX, VERIFICATION), config.images_per_class, config.seed
     )
-    scratch = _scratch(experiment, cell)
+    scratch = _scratch(experiment, cell, config)
     with exclusive(scratch):
         checkpoint = checkpoint_of(experiment, cell, len(class_names))
         texts = _texts(experiment, checkpoint, class_names)
@@ -126,20 +126,20 @@ def main() -> None:
                 domains=index.domains(),
                 images=images.thumbnails(classes[0], index.domains(), EXAMPLES, THUMBNAIL),
             )
-        shutil.rmtree(scratch)
+        discard(scratch)
     errors = tables["completeness"]["error"]
     print(f"{cell.run}: {len(classes)} classes, median error of completeness {errors.median():.1%}")
 
 
-def _scratch(experiment: Experiment, cell: Cell) -> Path:
+def _scratch(experiment: Experiment, cell: Cell, config: CircuitsConfig) -> Path:
     """Return a folder that stands for everything that circuits follow from."""
     weights = list(list_checkpoints(BUILD / "runs" / cell.run / "checkpoints").values())[-1]
     files = (weights, DOMAIN_INDEX, VERIFICATION / DOMAIN_INDEX.name)
     made_from = fingerprint(
         *map(sha256_file, files),
-        experiment.mechanisms.circuits,
+        config,
         experiment.evaluate,
-        source_hash(Path(clip_mixtures.mechanisms.__file__).parent),
+        code_version(),
     )
     root = Path(os.environ.get("SCRATCH") or "scratch") / "circuits"
     return root / f"{cell.run}-{made_from}"

@@ -21,6 +21,7 @@ from clip_mixtures.report.robustness import robustness_markdown, robustness_of_c
 from clip_mixtures.report.robustness_figures import robustness_figure
 from clip_mixtures.report.style import save_figure
 from experiment import BUILD, METRICS, REPORT, Cell, load_experiment
+from mechanism_params import load_mechanisms
 
 FIGURES = REPORT / "figures"
 
@@ -29,6 +30,7 @@ FIGURES = REPORT / "figures"
 def main() -> None:
     """Write metrics/ and report/."""
     experiment = load_experiment()
+    mechanisms = load_mechanisms(experiment)
     evaluated = {cell: _read_json(_evaluation(cell)) for cell in experiment.cells}
     trained = {cell: _read_json(_run(cell) / "training.json") for cell in experiment.cells}
     summary = [_summary(evaluated[cell], trained[cell]) for cell in experiment.cells]
@@ -59,9 +61,9 @@ def main() -> None:
     _write_csv(METRICS / "robustness.csv", robust)
     drawn["robustness"] = robustness_figure(robust, resamples=resamples, seed=seed)
     drawings = [Drawing(name, *CAPTIONS[name], figure) for name, figure in drawn.items()]
-    _write_csv(METRICS / "mechanisms.csv", explained.measures(experiment))
+    _write_csv(METRICS / "mechanisms.csv", explained.measures(experiment, mechanisms))
     pictures = []
-    for drawing in itertools.chain(drawings, explained.drawings(experiment)):
+    for drawing in itertools.chain(drawings, explained.drawings(experiment, mechanisms)):
         png, _ = save_figure(drawing.figure, FIGURES / drawing.name)
         if drawing.on_page:
             pictures.append((drawing.heading, png, drawing.caption))

@@ -143,6 +143,11 @@ def _models(
 def _batch(wanted: int | None, model: Model, processes: Processes) -> int:
     """Return the global batch to try."""
     if wanted is not None:
+        if wanted % processes.world_size:
+            raise UserError(
+                f"--global-batch {wanted}: {processes.world_size} processes cannot share it; give "
+                f"a multiple of {processes.world_size}"
+            )
         return wanted
     if processes.device.type == "cuda":
         return model.recipe.global_batch_size

@@ -81,6 +81,9 @@ def main() -> None:
 def _reader(experiment: Experiment, cell: Cell, class_names: list[str]) -> Reader:
     settings, evaluate = experiment.model(cell.model), experiment.evaluate
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if evaluate.precision == "fp32":
+        # By default convolutions on a GPU round to 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
     model = create_clip(settings.architecture, device)
     if settings.is_supervised:
         return SupervisedReader(model, len(class_names), evaluate.precision)

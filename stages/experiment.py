@@ -25,14 +25,6 @@ from clip_mixtures.corpora.sources import (
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.evaluation.config import PROMPTS, EvaluationConfig
 from clip_mixtures.files import read_yaml
-from clip_mixtures.mechanisms.config import (
-    CircuitsConfig,
-    CkaConfig,
-    EmbeddingConfig,
-    FeaturesConfig,
-    SaeConfig,
-    SharingConfig,
-)
 from clip_mixtures.mixtures.spec import (
     DUPLICATE_POLICIES,
     NATURAL_DOMAIN,
@@ -42,7 +34,6 @@ from clip_mixtures.mixtures.spec import (
     check_defaults,
     mixture_from_params,
 )
-from clip_mixtures.settings import settings_from_params
 from clip_mixtures.training.architectures import check_architecture
 from clip_mixtures.training.config import (
     PRECISIONS,
@@ -81,17 +72,6 @@ _CORPUS_EXTRAS = ("test_share", *_CORPUS_PATHS)
 _AUDIT_KEYS = ("unreadable_share", "duplicates", "near_bits")
 _TEST_KEYS = ("test_domain", "held_out")
 _EVALUATE_KEYS = ("prompts", "protocol", "precision", "bootstrap_resamples", "bootstrap_seed")
-_MECHANISMS_CELLS = ("models", "seeds")
-_MECHANISMS_KEYS = (
-    *_MECHANISMS_CELLS,
-    "layers",
-    "embedding",
-    "cka",
-    "features",
-    "sae",
-    "sharing",
-    "circuits",
-)
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 # What numpy and torch take for a seed.
 _LARGEST_SEED = 2**32 - 1
@@ -130,33 +110,6 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mechanisms:
-    """What is looked into, and how.
-
-    Attributes:
-        cells: whose last checkpoints are looked into.
-        layers: whose activations are read; None for all.
-        embedding: how the embedding is mapped and measured.
-        cka: how layers are compared.
-        features: what an autoencoder is trained on.
-        sae: the recipe of the autoencoder.
-        sharing: how shared units are counted and named.
-        circuits: how circuits are traced.
-        circuit_cells: whose circuits are traced.
-    """
-
-    cells: tuple[Cell, ...]
-    layers: tuple[str, ...] | None
-    embedding: EmbeddingConfig
-    cka: CkaConfig
-    features: FeaturesConfig
-    sae: SaeConfig
-    sharing: SharingConfig
-    circuits: CircuitsConfig
-    circuit_cells: tuple[Cell, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Experiment:
     """All of params.yaml, checked."""
 
@@ -169,7 +122,6 @@ class Experiment:
     train: TrainConfig
     evaluate: EvaluationConfig
     cells: tuple[Cell, ...]
-    mechanisms: Mechanisms
 
     def mixture(self, key: str) -> Mixture:
         """Return a mixture by its key."""
@@ -196,18 +148,18 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
     """
     params = read_yaml(path)
     _only(params, _SECTIONS, str(path))
-    corpus = _mapping(params["corpus"], "corpus")
+    corpus = mapping(params["corpus"], "corpus")
     domains = _domains(corpus)
     sources = _sources(corpus, domains)
-    audit = _section(params, "audit", _AUDIT_KEYS)
-    defaults = _section(params, "test", _TEST_KEYS)
+    audit = section(params, "audit", _AUDIT_KEYS)
+    defaults = section(params, "test", _TEST_KEYS)
     # Checked as a mixture of its own, so that a mistake is reported under its own key.
     check_defaults(defaults, domains.names or (), class_names)
     mixtures = {
         _checked_key(key, "mixtures"): mixture_from_params(
             key, value, defaults, domains.names or (), class_names
         )
-        for key, value in _mapping(params["mixtures"], "mixtures").items()
+        for key, value in mapping(params["mixtures"], "mixtures").items()
     }
     for key, mixture in mixtures.items():
         if mixture.base not in (None, NO_BASE, *sources.bases):
@@ -216,9 +168,8 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
     train = train_config_from_params(params["train"])
     models = {
         _checked_key(key, "models"): _model(key, value, params["train"])
-        for key, value in _mapping(params["models"], "models").items()
+        for key, value in mapping(params["models"], "models").items()
     }
-    cells = _cells(_section(params, "run", _RUN_KEYS), mixtures, models)
     return Experiment(
         domains=domains,
         sources=sources,
@@ -230,9 +181,8 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         mixtures=mixtures,
         models=models,
         train=train,
-        evaluate=_evaluation(_section(params, "evaluate", _EVALUATE_KEYS)),
-        cells=cells,
-        mechanisms=_mechanisms(_section(params, "mechanisms", _MECHANISMS_KEYS), cells, models),
+        evaluate=_evaluation(section(params, "evaluate", _EVALUATE_KEYS)),
+        cells=_cells(section(params, "run", _RUN_KEYS), mixtures, models),
     )
 
 
@@ -248,7 +198,12 @@ def cell_of_arguments(description: str | None) -> Cell:
     return Cell(args.mixture, args.model, args.seed)
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """Return a value that is a mapping.
+
+    Raises:
+        UserError: when it is none.
+    """
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: is {value!r}, not a mapping of keys to values")
     return value
@@ -263,8 +218,13 @@ def _only(params: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: {', '.join(missing)} missing")
 
 
-def _section(params: Mapping[str, Any], name: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    section = _mapping(params[name], name)
+def section(params: Mapping[str, Any], name: str, keys: Sequence[str]) -> Mapping[str, Any]:
+    """Return a section that has all of the keys and no other.
+
+    Raises:
+        UserError: naming the key.
+    """
+    section = mapping(params[name], name)
     _only(section, keys, name)
     return section
 
@@ -277,7 +237,7 @@ def _domains(params: Mapping[str, Any]) -> Domains:
     if missing:
         raise UserError(f"corpus: {', '.join(missing)} missing")
     domains = params["domains"]
-    if not _are_different(domains, str) or len(domains) < 2:
+    if not are_different(domains, str) or len(domains) < 2:
         raise UserError(f"corpus.domains: is {domains!r}, not a list of two or more domains")
     if NATURAL_DOMAIN not in domains:
         raise UserError(
@@ -298,12 +258,12 @@ def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
         raise UserError("corpus.imagenet_labels: belongs to imagenet_validation, which is missing")
     bases = {
         check_name(key, "corpus.bases"): base_source(key, value, f"corpus.bases.{key}")
-        for key, value in _mapping(params["bases"] or {}, "corpus.bases").items()
+        for key, value in mapping(params["bases"] or {}, "corpus.bases").items()
     }
     for key, source in bases.items():
         for name, value in source.items():
             if isinstance(value, Path):
-                _under_data(value, f"corpus.bases.{key}.{name}")
+                under_data(value, f"corpus.bases.{key}.{name}")
     return Sources(
         domains=domains,
         bases=bases,
@@ -314,10 +274,15 @@ def _sources(params: Mapping[str, Any], domains: Domains) -> Sources:
 def _path(params: Mapping[str, Any], key: str) -> Path:
     if not isinstance(params[key], str):
         raise UserError(f"corpus.{key}: is {params[key]!r}, not a path")
-    return _under_data(Path(params[key]), f"corpus.{key}")
+    return under_data(Path(params[key]), f"corpus.{key}")
 
 
-def _under_data(path: Path, where: str) -> Path:
+def under_data(path: Path, where: str) -> Path:
+    """Return a path that data.dvc pins.
+
+    Raises:
+        UserError: for a path elsewhere, whose changes nobody would see.
+    """
     if path.parts[:1] != DATA.parts or ".." in path.parts:
         raise UserError(
             f"{where}: {path} is not under {DATA}/, which data.dvc pins; put it there, or a link "
@@ -356,7 +321,7 @@ def _checked_key(key: Any, section: str) -> str:
 
 def _model(key: str, params: Any, train: Any) -> Model:
     where = f"models.{key}"
-    for name in _mapping(params, where):
+    for name in mapping(params, where):
         if name not in _MODEL_KEYS:
             raise unknown("key", name, _MODEL_KEYS, where)
     if "architecture" not in params:
@@ -367,7 +332,7 @@ def _model(key: str, params: Any, train: Any) -> Model:
             raise UserError(f"{where}: train is for CLIP, supervised for a classifier; give one")
         recipe = recipe_from_params(SupervisedConfig, params["supervised"], f"{where}.supervised")
         return Model(architecture, recipe)
-    changes = _mapping(params.get("train") or {}, f"{where}.train")
+    changes = mapping(params.get("train") or {}, f"{where}.train")
     recipe_of_clip = recipe_from_params(TrainConfig, {**train, **changes}, f"{where}.train")
     return Model(architecture, recipe_of_clip)
 
@@ -379,56 +344,6 @@ def _evaluation(params: Mapping[str, Any]) -> EvaluationConfig:
         precision=_one_of(params, "precision", PRECISIONS, "evaluate"),
         resamples=_integer(params, "bootstrap_resamples", "evaluate", minimum=100),
         seed=_integer(params, "bootstrap_seed", "evaluate"),
-    )
-
-
-def _mechanisms(
-    params: Mapping[str, Any], cells: Sequence[Cell], models: Mapping[str, Model]
-) -> Mechanisms:
-    layers = params["layers"]
-    if layers != "all" and not _are_different(layers, str):
-        raise UserError(f"mechanisms.layers: is {layers!r}; allowed: all, or a list of names")
-    sharing = settings_from_params(SharingConfig, params["sharing"], "mechanisms.sharing")
-    if sharing.vocabulary not in ("none", "classes"):
-        _under_data(Path(sharing.vocabulary), "mechanisms.sharing.vocabulary")
-    circuits = dict(_mapping(params["circuits"], "mechanisms.circuits"))
-    circuit_cells = _chosen_cells(circuits, cells, "mechanisms.circuits")
-    for cell in circuit_cells:
-        if models[cell.model].is_supervised:
-            raise UserError(
-                f"mechanisms.circuits.models: {cell.model!r} is a classifier; circuits are traced "
-                "from the cosine with a text, so choose models of CLIP"
-            )
-    recipe = {key: value for key, value in circuits.items() if key not in _MECHANISMS_CELLS}
-    return Mechanisms(
-        cells=_chosen_cells(params, cells, "mechanisms"),
-        layers=None if layers == "all" else tuple(layers),
-        embedding=settings_from_params(
-            EmbeddingConfig, params["embedding"], "mechanisms.embedding"
-        ),
-        cka=settings_from_params(CkaConfig, params["cka"], "mechanisms.cka"),
-        features=settings_from_params(FeaturesConfig, params["features"], "mechanisms.features"),
-        sae=settings_from_params(SaeConfig, params["sae"], "mechanisms.sae"),
-        sharing=sharing,
-        circuits=settings_from_params(CircuitsConfig, recipe, "mechanisms.circuits"),
-        circuit_cells=circuit_cells,
-    )
-
-
-def _chosen_cells(params: Mapping[str, Any], cells: Sequence[Cell], where: str) -> tuple[Cell, ...]:
-    """Return the cells of some of the models and seeds that are run; of none if a list is empty."""
-    for name in _MECHANISMS_CELLS:
-        if name not in params:
-            raise UserError(f"{where}: {name} missing")
-        allowed = list(dict.fromkeys(getattr(cell, name.removesuffix("s")) for cell in cells))
-        values = params[name]
-        if not isinstance(values, list) or len(set(values)) < len(values):
-            raise UserError(f"{where}.{name}: is {values!r}, not a list of some of {allowed}")
-        for value in values:
-            if value not in allowed:
-                raise unknown(name.removesuffix("s"), value, allowed, f"{where}.{name}")
-    return tuple(
-        cell for cell in cells if cell.model in params["models"] and cell.seed in params["seeds"]
     )
 
 
@@ -444,7 +359,7 @@ def _cells(
 ) -> tuple[Cell, ...]:
     for name in _RUN_KEYS:
         values = run[name]
-        if not _are_different(values, int if name == "seeds" else str):
+        if not are_different(values, int if name == "seeds" else str):
             raise UserError(f"run.{name}: is {values!r}, not a list of different entries")
     for key in run["mixtures"]:
         if key not in mixtures:
@@ -463,7 +378,7 @@ def _cells(
     return tuple(cells)
 
 
-def _are_different(values: Any, kind: type) -> bool:
+def are_different(values: Any, kind: type) -> bool:
     """Whether ``values`` is a list of one or more different values of a kind."""
     if not isinstance(values, list) or not values:
         return False

@@ -24,12 +24,15 @@ from clip_mixtures.report import (
 )
 from clip_mixtures.report.page import Drawing
 from experiment import MECHANISMS, Cell, Experiment
+from mechanism_params import Mechanisms
 
-# Units of the last cell that the page shows.
-_SHOWN_UNITS = 6
+# Units of the last cell that the page shows, and domains side by side.
+_SHOWN_UNITS, _SHOWN_DOMAINS = 6, 8
+# Panels of a figure.
+_PANELS = 12
 
 
-def measures(experiment: Experiment) -> pd.DataFrame:
+def measures(experiment: Experiment, mechanisms: Mechanisms) -> pd.DataFrame:
     """Return the numbers of all cells that were looked into.
 
     Returns:
@@ -37,32 +40,34 @@ def measures(experiment: Experiment) -> pd.DataFrame:
         low, high and chance.
     """
     rows = []
-    for cell in experiment.mechanisms.cells:
-        facts = {
-            "run": cell.run,
-            "mixture": cell.mixture,
-            "model": cell.model,
-            "seed": cell.seed,
-            "test_domain": experiment.mixture(cell.mixture).test_domain,
-        }
+    for cell in mechanisms.cells:
+        facts = _facts(experiment, cell)
         found = _table(cell, "representation", "separation.csv")
         rows.append(_with_facts(found, facts))
         score = _score(cell)["score"]
         shared = pd.DataFrame([{"measure": "sharing", "of": "test domain", **score}])
         rows.append(_with_facts(shared, facts))
+    for cell in mechanisms.circuit_cells:
+        errors = _table(cell, "circuits", "completeness.parquet")["error"]
+        error = {
+            "measure": "completeness error",
+            "of": "median circuit",
+            "estimate": errors.median(),
+        }
+        ends = dict(zip(("low", "high"), errors.quantile([0.25, 0.75]), strict=True))
+        rows.append(_with_facts(pd.DataFrame([{**error, **ends}]), _facts(experiment, cell)))
     if not rows:
         return pd.DataFrame()
     return pd.concat(rows, ignore_index=True)
 
 
-def drawings(experiment: Experiment) -> Iterator[Drawing]:
+def drawings(experiment: Experiment, mechanisms: Mechanisms) -> Iterator[Drawing]:
     """Draw everything about the cells that were looked into, one figure after the other."""
-    looked_into = experiment.mechanisms
     parts = {
-        _embedding: looked_into.cells,
-        _layers: looked_into.cells,
-        _units: looked_into.cells,
-        _circuits: looked_into.circuit_cells,
+        _embedding: mechanisms.cells,
+        _layers: mechanisms.cells,
+        _units: mechanisms.cells,
+        _circuits: mechanisms.circuit_cells,
     }
     for part, cells in parts.items():
         for drawing in part(experiment, cells) if cells else ():
@@ -75,31 +80,38 @@ def _embedding(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Draw
         shown = {name: maps[name] for name in names}
         for part, words in (("all", "all domains"), ("without", f"all domains but {domain}")):
             panels = {name: found[found["map"] == part] for name, found in shown.items()}
+            for suffix, chosen in _pages(panels):
+                yield Drawing(
+                    f"embedding_{part}_{domain}{suffix}",
+                    f"The embedding of {words}",
+                    "A map of test images, one dot an image: what lies together is alike to the "
+                    "network; how far apart two clusters lie means little.",
+                    embedding_figures.embedding_maps(
+                        chosen, test_domain=domain if part == "all" else None
+                    ),
+                )
+    for name, heading, caption in (
+        (
+            "class_distances",
+            "How far the domains lie apart",
+            "Distance between the means of a class in two domains, averaged over classes, with "
+            "95 % intervals over classes.",
+        ),
+        (
+            "distances",
+            "How far the means of domains lie apart",
+            "Distance between the means of all images of two domains.",
+        ),
+    ):
+        distances = {cell.run: _table(cell, "representation", f"{name}.csv") for cell in cells}
+        for suffix, chosen in _pages(distances):
             yield Drawing(
-                f"embedding_{part}_{domain}",
-                f"The embedding of {words}",
-                "densMAP of test images, one dot an image: what lies together on a map is alike to "
-                "the network; how far apart two clusters lie means little.",
-                embedding_figures.embedding_maps(
-                    panels, test_domain=domain if part == "all" else None
-                ),
+                f"{name}{suffix}",
+                heading,
+                caption,
+                embedding_figures.distance_heatmaps(chosen),
+                on_page=name == "class_distances",
             )
-    distances = {cell.run: _table(cell, "representation", "class_distances.csv") for cell in cells}
-    yield Drawing(
-        "class_distances",
-        "How far the domains lie apart",
-        "Distance between the means of a class in two domains, averaged over classes, with 95 % "
-        "intervals over classes.",
-        embedding_figures.distance_heatmaps(distances),
-    )
-    plain = {cell.run: _table(cell, "representation", "distances.csv") for cell in cells}
-    yield Drawing(
-        "domain_distances",
-        "How far the means of domains lie apart",
-        "Distance between the means of all images of two domains.",
-        embedding_figures.distance_heatmaps(plain),
-        on_page=False,
-    )
     for cell in cells:
         last = cell == cells[-1]
         found = _table(cell, "representation", "mean_difference.csv")
@@ -153,13 +165,14 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
         sae_figures.sae_training_curves(curves),
     )
     sharing = {cell.run: _table(cell, "sharing", "sharing.csv") for cell in cells}
-    yield Drawing(
-        "sharing",
-        "Units that two domains share",
-        "Share of the most frequent units of a held-out class that two domains have in common, "
-        "averaged over classes.",
-        sae_figures.sharing_matrices(sharing),
-    )
+    for suffix, chosen in _pages(sharing):
+        yield Drawing(
+            f"sharing{suffix}",
+            "Units that two domains share",
+            "Share of the most frequent units of a held-out class that two domains have in common, "
+            "averaged over classes.",
+            sae_figures.sharing_matrices(chosen),
+        )
     scores = pd.DataFrame(
         [
             {"run": cell.run, "test_domain": found["test_domain"], **_numbers(found["score"])}
@@ -174,7 +187,8 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
         sae_figures.sharing_scores(scores),
     )
     for cell in cells:
-        yield from _examples(cell, on_page=cell == cells[-1])
+        domain = experiment.mixture(cell.mixture).test_domain
+        yield from _examples(cell, domain, on_page=cell == cells[-1])
 
 
 def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
@@ -191,18 +205,21 @@ def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawi
                 found[found["group"] == "held_out"], apart=domain
             ),
         )
-    together = pd.concat([graphs[name].assign(run=name) for name in graphs], ignore_index=True)
-    for score in together["score"].unique():
-        yield Drawing(
-            f"graph_similarity_{score}",
-            "Edges that the circuits of two domains have in common",
-            "Jaccard index of the edges of a held-out class in two domains, averaged over "
-            "classes, with 95 % intervals over classes."
-            if score == "jaccard"
-            else "Weisfeiler-Lehman kernel of the circuits of a held-out class in two domains.",
-            similarity_figures.similarity_matrices(together, score=score, group="held_out"),
-            on_page=score == "jaccard",
+    for suffix, chosen in _pages(graphs):
+        together = pd.concat(
+            [found.assign(run=name) for name, found in chosen.items()], ignore_index=True
         )
+        for score in together["score"].unique():
+            yield Drawing(
+                f"graph_similarity_{score}{suffix}",
+                "Edges that the circuits of two domains have in common",
+                "Jaccard index of the edges of a held-out class in two domains, averaged over "
+                "classes, with 95 % intervals over classes."
+                if score == "jaccard"
+                else "Weisfeiler-Lehman kernel of the circuits of a held-out class in two domains.",
+                similarity_figures.similarity_matrices(together, score=score, group="held_out"),
+                on_page=score == "jaccard",
+            )
     for cell in cells:
         last = cell == cells[-1]
         yield _example_circuits(cell, on_page=last)
@@ -244,20 +261,23 @@ def _example_circuits(cell: Cell, on_page: bool) -> Drawing:
     )
 
 
-def _examples(cell: Cell, on_page: bool) -> Iterator[Drawing]:
+def _examples(cell: Cell, test_domain: str, on_page: bool) -> Iterator[Drawing]:
     units = _table(cell, "sharing", "units.csv").head(_SHOWN_UNITS)
     if units.empty:
         return
     with np.load(MECHANISMS / "sharing" / cell.run / "examples.npz", allow_pickle=False) as file:
         images = file["images"][: len(units)]
     domains = list(_table(cell, "sharing", "sharing.csv")["domain_a"].unique())
+    shown = sorted(range(len(domains)), key=lambda place: domains[place] != test_domain)
+    shown = sorted(shown[:_SHOWN_DOMAINS])
+    domains = [domains[place] for place in shown]
     yield Drawing(
         f"units_{cell.run}",
         f"Units that all domains share: {cell.run}",
         "The images of each domain that activate a unit most. Behind its number stands the class "
         "for which the domains share it most"
         + (", and the word nearest to it." if "name" in units else "."),
-        sae_figures.unit_examples(images, units["unit"].tolist(), domains, _notes(units)),
+        sae_figures.unit_examples(images[:, shown], units["unit"].tolist(), domains, _notes(units)),
         on_page=on_page,
     )
 
@@ -275,8 +295,27 @@ def _by_test_domain(experiment: Experiment, cells: tuple[Cell, ...]) -> dict[str
     return found
 
 
+def _facts(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    return {
+        "run": cell.run,
+        "mixture": cell.mixture,
+        "model": cell.model,
+        "seed": cell.seed,
+        "test_domain": experiment.mixture(cell.mixture).test_domain,
+    }
+
+
 def _with_facts(table: pd.DataFrame, facts: Mapping[str, Any]) -> pd.DataFrame:
-    return pd.concat([pd.DataFrame([facts] * len(table)), table.drop(columns="n")], axis=1)
+    numbers = table.drop(columns="n", errors="ignore")
+    return pd.concat([pd.DataFrame([facts] * len(table)), numbers], axis=1)
+
+
+def _pages(tables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Share panels among figures: one of ninety would be too large to look at, or to draw."""
+    names = list(tables)
+    for start in range(0, len(names), _PANELS):
+        suffix = "" if len(names) <= _PANELS else f"_{start // _PANELS + 1}"
+        yield suffix, {name: tables[name] for name in names[start : start + _PANELS]}
 
 
 def _table(cell: Cell, family: str, name: str) -> pd.DataFrame:

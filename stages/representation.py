@@ -14,6 +14,7 @@ from clip_mixtures.mechanisms.activations import read_activations
 from clip_mixtures.mechanisms.cka import cka_table
 from clip_mixtures.mechanisms.represent import represent
 from experiment import INDEX, MECHANISMS, cell_of_arguments, load_experiment
+from mechanism_params import load_mechanisms
 
 
 @reports_user_errors
@@ -24,7 +25,7 @@ def main() -> None:
         INDEX / "domains.parquet", columns=["class_id", "class_name"]
     ).class_names()
     experiment = load_experiment(class_names=class_names)
-    mixture, settings = experiment.mixture(cell.mixture), experiment.mechanisms
+    mixture, settings = experiment.mixture(cell.mixture), load_mechanisms(experiment)
     held_out = [class_names.index(name) for name in mixture.held_out]
     found = read_activations(MECHANISMS / "activations" / cell.run)
     bootstrap = experiment.evaluate

@@ -13,7 +13,7 @@ from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.evaluation.predictions import evaluation_set
 from clip_mixtures.files import atomic_write_json
 from clip_mixtures.index import read_index
-from clip_mixtures.mechanisms.activations import read_activations
+from clip_mixtures.mechanisms.activations import read_features
 from clip_mixtures.mechanisms.sae_training import train_sae
 from clip_mixtures.mechanisms.training_features import (
     features_fingerprint,
@@ -21,26 +21,29 @@ from clip_mixtures.mechanisms.training_features import (
     training_features,
 )
 from clip_mixtures.mixtures.make import base_sets
-from clip_mixtures.scratch import exclusive
+from clip_mixtures.scratch import discard, exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.data import fingerprint
 from clip_mixtures.training.loop import CURVES
 from clip_mixtures.training.processes import decoding_workers
 from experiment import BUILD, INDEX, MECHANISMS, VERIFICATION, cell_of_arguments, load_experiment
-from looked_into import checkpoint_of
+from looked_into import checkpoint_of, code_version
+from mechanism_params import load_mechanisms
 
 
 @reports_user_errors
 def main() -> None:
     """Write build/mechanisms/sae/<run>/: the autoencoder, its curves and facts."""
     cell, experiment = cell_of_arguments(__doc__), load_experiment()
-    settings = experiment.mechanisms
+    settings = load_mechanisms(experiment)
     indices = [INDEX / "domains.parquet"]
     indices += base_sets(INDEX).values() if settings.features.bases else []
     weights = list(list_checkpoints(BUILD / "runs" / cell.run / "checkpoints").values())[-1]
-    made_from = features_fingerprint(weights, indices, VERIFICATION)
+    made_from = features_fingerprint(weights, indices, VERIFICATION, code_version())
     scratch = Path(os.environ.get("SCRATCH") or "scratch") / "sae" / f"{cell.run}-{made_from}"
     out = MECHANISMS / "sae" / cell.run
+    found = read_features(MECHANISMS / "activations" / cell.run)
+    settings.sae.check_width(found.features.shape[1])
     with exclusive(scratch):
         classes = len(read_index(indices[0], columns=["class_id", "class_name"]).class_names())
         checkpoint = checkpoint_of(experiment, cell, classes)
@@ -51,13 +54,10 @@ def main() -> None:
             dtype=settings.features.dtype,
             workers=max(decoding_workers(), 1),
         )
-        tests = features_of_tests(
-            scratch / "tests",
-            read_activations(MECHANISMS / "activations" / cell.run),
-            settings.features.dtype,
-        )
+        tests = features_of_tests(scratch / "tests", found.features, settings.features.dtype)
         # Another recipe starts anew, from the same features.
-        training = scratch / f"training-{fingerprint(settings.sae)}"
+        recipe = fingerprint(settings.sae, features.fingerprint, tests.fingerprint)
+        training = scratch / f"training-{recipe}"
         facts = train_sae(
             features,
             settings.sae,
@@ -69,7 +69,7 @@ def main() -> None:
         )
         shutil.copytree(training / CURVES, out / CURVES, dirs_exist_ok=True)
         atomic_write_json(out / "facts.json", {"features": len(features), **facts})
-        shutil.rmtree(scratch)
+        discard(scratch)
     print(f"{cell.run}: {facts}")
 
 

@@ -14,12 +14,13 @@ from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import atomic_write_json, atomic_write_text, replacing
 from clip_mixtures.images import thumbnails
 from clip_mixtures.index import read_index
-from clip_mixtures.mechanisms.activations import read_activations
+from clip_mixtures.mechanisms.activations import read_features
 from clip_mixtures.mechanisms.concepts import encode_words, name_units, read_vocabulary
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
 from clip_mixtures.mechanisms.shared_units import share_units
 from experiment import INDEX, MECHANISMS, Cell, Experiment, cell_of_arguments, load_experiment
 from looked_into import checkpoint_of
+from mechanism_params import load_mechanisms
 
 # Units of which examples are shown, images of each in a domain, and their side in pixels.
 SHOWN, EXAMPLES, THUMBNAIL = 8, 3, 64
@@ -32,8 +33,8 @@ def main() -> None:
     index = read_index(INDEX / "domains.parquet")
     class_names = index.class_names()
     experiment = load_experiment(class_names=class_names)
-    mixture, settings = experiment.mixture(cell.mixture), experiment.mechanisms.sharing
-    found = read_activations(MECHANISMS / "activations" / cell.run)
+    mixture, settings = experiment.mixture(cell.mixture), load_mechanisms(experiment).sharing
+    found = read_features(MECHANISMS / "activations" / cell.run)
     sae = load_sae(MECHANISMS / "sae" / cell.run / "sae.safetensors")
     shared = share_units(
         sae,
@@ -47,7 +48,7 @@ def main() -> None:
         examples=EXAMPLES,
     )
     units = shared.units
-    names = _unit_names(experiment, cell, sae, class_names)
+    names = _unit_names(settings.vocabulary, experiment, cell, sae, class_names)
     if names is not None:
         units = units.merge(names, on="unit", how="left")
     out = MECHANISMS / "sharing" / cell.run
@@ -75,12 +76,17 @@ def main() -> None:
 
 
 def _unit_names(
-    experiment: Experiment, cell: Cell, sae: SparseAutoencoder, class_names: list[str]
+    vocabulary: str,
+    experiment: Experiment,
+    cell: Cell,
+    sae: SparseAutoencoder,
+    class_names: list[str],
 ) -> pd.DataFrame | None:
     """Name units by the words of the vocabulary; a classifier has no text tower to do it with."""
-    vocabulary = experiment.mechanisms.sharing.vocabulary
+    if vocabulary == "none":
+        return None
     checkpoint = checkpoint_of(experiment, cell, len(class_names))
-    if vocabulary == "none" or not checkpoint.has_text:
+    if not checkpoint.has_text:
         return None
     words = class_names if vocabulary == "classes" else read_vocabulary(Path(vocabulary))
     return name_units(sae.dictionary, encode_words(checkpoint.model, words), words)

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.files import atomic_write_text
 from experiment import BUILD, MECHANISMS, Experiment, load_experiment
+from mechanism_params import Mechanisms, load_mechanisms
 
 PIPELINE = Path("dvc.yaml")
 # A family of stages with a cell for each has a file of its own: DVC rewrites the whole lock file
@@ -99,29 +100,31 @@ def _module_file(name: str) -> Path | None:
     return None
 
 
-def cell_files(experiment: Experiment) -> list[str]:
+def cell_files(experiment: Experiment, mechanisms: Mechanisms) -> list[str]:
     """Return the files that the comparison reads, cell by cell."""
     files = []
     for cell in experiment.cells:
         files.append(f"{BUILD}/evaluation/{cell.run}/metrics.json")
         files.append(f"{BUILD}/runs/{cell.run}/training.json")
         files.append(f"{BUILD}/runs/{cell.run}/curves")
-    for cell in experiment.mechanisms.cells:
+    for cell in mechanisms.cells:
         for family, names in MECHANISM_FILES.items():
             files += [f"{MECHANISMS}/{family}/{cell.run}/{name}" for name in names]
-    for cell in experiment.mechanisms.circuit_cells:
+    for cell in mechanisms.circuit_cells:
         files += [f"{MECHANISMS}/circuits/{cell.run}/{name}" for name in CIRCUIT_FILES]
     mixtures = dict.fromkeys(cell.mixture for cell in experiment.cells)
     return files + [f"{BUILD}/mixtures/{key}/counts.csv" for key in mixtures]
 
 
-def wanted_deps(stage: str, deps: list[str], experiment: Experiment) -> list[str]:
+def wanted_deps(
+    stage: str, deps: list[str], experiment: Experiment, mechanisms: Mechanisms
+) -> list[str]:
     """Return a stage's dependencies as they should be: those written by hand, then the derived."""
     sources = source_files(STAGES / SCRIPTS[stage])
     by_hand = [dep for dep in deps if not dep.endswith(".py")]
     if stage == "compare":
         by_hand = [dep for dep in by_hand if not dep.startswith(_CELL_FOLDERS)]
-        by_hand += cell_files(experiment)
+        by_hand += cell_files(experiment, mechanisms)
     return by_hand + sources
 
 
@@ -130,7 +133,9 @@ def pipeline_files(pipeline: Path = PIPELINE) -> list[Path]:
     return [pipeline, *sorted((pipeline.parent / FAMILIES).glob(f"*/{PIPELINE.name}"))]
 
 
-def check_pipeline(experiment: Experiment, pipeline: Path = PIPELINE) -> None:
+def check_pipeline(
+    experiment: Experiment, mechanisms: Mechanisms, pipeline: Path = PIPELINE
+) -> None:
     """Refuse a pipeline whose derived lists are out of step.
 
     Raises:
@@ -140,7 +145,7 @@ def check_pipeline(experiment: Experiment, pipeline: Path = PIPELINE) -> None:
         stages = _yaml().load(path.read_text(encoding="utf-8"))["stages"]
         for stage, definition in stages.items():
             deps = list(definition["deps"])
-            wanted = wanted_deps(stage, deps, experiment)
+            wanted = wanted_deps(stage, deps, experiment, mechanisms)
             if sorted(deps) != sorted(wanted):
                 first = sorted(set(deps) ^ set(wanted))[0]
                 raise UserError(
@@ -149,14 +154,16 @@ def check_pipeline(experiment: Experiment, pipeline: Path = PIPELINE) -> None:
                 )
 
 
-def write_pipeline(experiment: Experiment, pipeline: Path = PIPELINE) -> list[str]:
+def write_pipeline(
+    experiment: Experiment, mechanisms: Mechanisms, pipeline: Path = PIPELINE
+) -> list[str]:
     """Bring the derived lists in step; return the stages that changed."""
     changed: list[str] = []
     for path in pipeline_files(pipeline):
         document = _yaml().load(path.read_text(encoding="utf-8"))
         before = len(changed)
         for stage, definition in document["stages"].items():
-            wanted = wanted_deps(stage, list(definition["deps"]), experiment)
+            wanted = wanted_deps(stage, list(definition["deps"]), experiment, mechanisms)
             if list(definition["deps"]) != wanted:
                 definition["deps"] = wanted
                 changed.append(stage)
@@ -177,7 +184,8 @@ def _yaml() -> Any:
 @reports_user_errors
 def main() -> None:
     """Bring dvc.yaml in step."""
-    changed = write_pipeline(load_experiment())
+    experiment = load_experiment()
+    changed = write_pipeline(experiment, load_mechanisms(experiment))
     print(f"pipeline: {'rewrote ' + ', '.join(changed) if changed else 'in step'}")
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.leash import Leash
 from clip_mixtures.workers import Outcome, Place, last_lines, places, run_commands
-from experiment import Cell, Experiment, Mechanisms, load_experiment
+from experiment import Cell, Experiment, load_experiment
+from mechanism_params import Mechanisms, load_mechanisms
 from sync import FAMILIES, PIPELINE
 
 # Cells are chains of these; what comes before them is shared, and done first.
@@ -52,13 +53,13 @@ def stages_of(cell: Cell, mechanisms: Mechanisms | None = None) -> list[str]:
     return [f"{name}{cell.mixture}-{cell.model}-{cell.seed}" for name in names]
 
 
-def cells_to_do(experiment: Experiment) -> list[Cell]:
+def cells_to_do(experiment: Experiment, mechanisms: Mechanisms) -> list[Cell]:
     """Return the cells of which any stage is not up to date.
 
     Raises:
         UserError: when DVC cannot say.
     """
-    stages = {cell: stages_of(cell, experiment.mechanisms) for cell in experiment.cells}
+    stages = {cell: stages_of(cell, mechanisms) for cell in experiment.cells}
     wanted = [stage for names in stages.values() for stage in names]
     command = ["dvc", "status", "--json", *wanted]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -102,7 +103,8 @@ def _repro(*stages: str) -> None:
 
 def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) -> None:
     _repro(SHARED_STAGE)
-    cells = cells_to_do(experiment)
+    mechanisms = load_mechanisms(experiment)
+    cells = cells_to_do(experiment, mechanisms)
     if cells:
         at = places(workers, gpus_per_worker, len(cells))
         logs = Path(os.environ.get("SCRATCH") or "scratch") / "work"
@@ -111,7 +113,7 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
             f"say: {logs}/<cell>.log",
             flush=True,
         )
-        outcomes = run_cells(cells, at, logs, experiment.mechanisms)
+        outcomes = run_cells(cells, at, logs, mechanisms)
         failed = [outcome for outcome in outcomes if outcome.failure]
         for outcome in failed:
             print(f"--- {outcome.log}", *last_lines(outcome.log), sep="\n", file=sys.stderr)

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from clip_mixtures.errors import UserError
 from clip_mixtures.index import read_index
 from experiment import load_experiment
+from mechanism_params import load_mechanisms
 from sync import SCRIPTS, check_pipeline, source_files, wanted_deps, write_pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,8 @@ UNREADABLE = {
 
 def test_the_shipped_pipeline_is_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    check_pipeline(load_experiment())
+    experiment = load_experiment()
+    check_pipeline(experiment, load_mechanisms(experiment))
 
 
 def test_a_new_seed_is_missed_in_the_comparison_until_the_lists_are_synced(
@@ -46,10 +48,11 @@ def test_a_new_seed_is_missed_in_the_comparison_until_the_lists_are_synced(
     params = (ROOT / "params.yaml").read_text().replace("seeds: [0]", "seeds: [0, 7]")
     (tmp_path / "params.yaml").write_text(params)
     experiment = load_experiment(tmp_path / "params.yaml")
+    mechanisms = load_mechanisms(experiment, tmp_path / "params.yaml")
     with pytest.raises(UserError, match=r"'compare'.*-s7.*stages/sync\.py"):
-        check_pipeline(experiment, pipeline)
-    assert write_pipeline(experiment, pipeline) == ["compare"]
-    check_pipeline(experiment, pipeline)
+        check_pipeline(experiment, mechanisms, pipeline)
+    assert write_pipeline(experiment, mechanisms, pipeline) == ["compare"]
+    check_pipeline(experiment, mechanisms, pipeline)
     assert "# The pipeline" in pipeline.read_text()
 
 
@@ -59,6 +62,9 @@ def test_a_stage_depends_on_what_it_imports_and_on_nothing_else() -> None:
     names = {Path(path).name for path in training}
     assert {"train_clip.py", "experiment.py", "clip.py", "augmentation.py", "index.py"} <= names
     assert not {"figures.py", "zero_shot.py", "emoji.py"} & names
+    # How a network will be looked into does not concern its training.
+    assert not {"mechanism_params.py", "cka.py", "towers.py"} & names
+    assert "src/clip_mixtures/mechanisms/config.py" not in training
     report = {Path(path).name for path in source_files(ROOT / "stages" / SCRIPTS["compare"])}
     assert {"figures.py", "tables.py"} <= report
     assert not {"clip.py", "zero_shot.py"} & report
@@ -66,7 +72,8 @@ def test_a_stage_depends_on_what_it_imports_and_on_nothing_else() -> None:
 
 def test_what_is_written_by_hand_stays() -> None:
     experiment = load_experiment(ROOT / "params.yaml")
-    deps = wanted_deps("train", ["data", "build/index", "stages/gone.py"], experiment)
+    mechanisms = load_mechanisms(experiment, ROOT / "params.yaml")
+    deps = wanted_deps("train", ["data", "build/index", "stages/gone.py"], experiment, mechanisms)
     assert deps[:2] == ["data", "build/index"]
     assert "stages/gone.py" not in deps
 

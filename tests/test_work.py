@@ -21,6 +21,7 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.leash import Leash
 from clip_mixtures.workers import Place, last_lines, places
 from experiment import Cell, Experiment, load_experiment
+from mechanism_params import load_mechanisms
 from work import cells_to_do, run_cells, stages_of
 
 ROOT = Path(__file__).parent.parent
@@ -259,17 +260,18 @@ def test_cells_of_which_a_stage_changed_are_to_do(dvc: Fake, experiment: Experim
             "evaluate@cg-low-rn-2": ["always changed"],
         }
     )
-    assert cells_to_do(experiment) == [CELLS[0], CELLS[2]]
+    mechanisms = load_mechanisms(load_experiment(PARAMS), PARAMS)
+    assert cells_to_do(experiment, mechanisms) == [CELLS[0], CELLS[2]]
     (call,) = dvc.calls(CELLS[-1])
     wanted = [f"{stage}@cg-low-rn-{seed}" for seed in range(3) for stage in ("train", "evaluate")]
     assert call["arguments"] == ["status", "--json", *wanted]
     dvc.finds({})
-    assert cells_to_do(experiment) == []
+    assert cells_to_do(experiment, mechanisms) == []
 
 
 def test_a_status_that_cannot_be_told_is_an_error(dvc: Fake, experiment: Experiment) -> None:
     with pytest.raises(UserError, match=r"dvc status: FileNotFoundError.*plan/status"):
-        cells_to_do(experiment)
+        cells_to_do(experiment, load_mechanisms(load_experiment(PARAMS), PARAMS))
 
 
 def test_cells_are_run_and_what_they_say_is_kept(
@@ -634,13 +636,13 @@ def test_dvc_runs_the_cells_in_parallel_and_records_them(tmp_path: Path) -> None
 
 
 def test_cells_that_are_looked_into_have_more_stages() -> None:
-    shipped = load_experiment(PARAMS)
+    mechanisms = load_mechanisms(load_experiment(PARAMS), PARAMS)
     looked_into, other = (
-        next(cell for cell in SHIPPED if (cell in shipped.mechanisms.cells) == whether)
+        next(cell for cell in SHIPPED if (cell in mechanisms.cells) == whether)
         for whether in (True, False)
     )
     key = f"{looked_into.mixture}-{looked_into.model}-{looked_into.seed}"
-    assert stages_of(looked_into, shipped.mechanisms) == [
+    assert stages_of(looked_into, mechanisms) == [
         f"train@{key}",
         f"evaluate@{key}",
         *(
@@ -648,4 +650,4 @@ def test_cells_that_are_looked_into_have_more_stages() -> None:
             for family in ("activations", "representation", "sae", "sharing", "circuits")
         ),
     ]
-    assert stages_of(other, shipped.mechanisms) == stages_of(other)
+    assert stages_of(other, mechanisms) == stages_of(other)

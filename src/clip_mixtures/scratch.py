@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,17 @@ def exclusive(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def discard(folder: Path) -> None:
+    """Remove a scratch folder that is done with; killed on the way, it leaves none of that name.
+
+    Half a folder would be taken for the state of a run that goes on.
+    """
+    done = folder.with_name(f"{folder.name}.done")
+    shutil.rmtree(done, ignore_errors=True)
+    os.replace(folder, done)
+    shutil.rmtree(done)
 
 
 def end_with_parent() -> None:

@@ -31,6 +31,16 @@ TOP = 5
 # A portion of decoded images; two are in memory at a time.
 PORTION_BYTES = 1 << 30
 
+_COLUMNS = (
+    "path",
+    "domain",
+    "class_id",
+    "split",
+    "archive",
+    "offset",
+    "length",
+    "compression",
+)
 Portion: TypeAlias = tuple[slice, npt.NDArray[np.uint8]]
 
 
@@ -64,7 +74,8 @@ def evaluation_set(
         UserError: for an index or a verification that is absent or damaged.
     """
     readable = verification_of(index, verification)["readable"]
-    whole = read_index(index)
+    # Captions are the bulk of a large index, and of no use here.
+    whole = read_index(index, columns=_COLUMNS)
     return EvaluationSet(name, whole.frame[(whole.frame["split"] == split) & readable], whole.root)
 
 

@@ -30,6 +30,24 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
+class Features:
+    """Embeddings of images.
+
+    Attributes:
+        features: (N, D) float32, as the network gives them, not normalised.
+        images: N rows with ``row`` (of the index), ``domain`` and ``class_id``.
+    """
+
+    features: FloatArray
+    images: pd.DataFrame
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains, in order of first appearance."""
+        return tuple(str(name) for name in self.images["domain"].unique())
+
+
+@dataclasses.dataclass(frozen=True)
 class Activations:
     """Embeddings of images and class means of layers.
 
@@ -74,13 +92,13 @@ def read_activations(folder: Path) -> Activations:
     Raises:
         UserError: when it is absent, incomplete or damaged.
     """
+    known = read_features(folder)
     path = folder / FACTS
     if not path.is_file():
         raise UserError(f"{path}: absent; `dvc repro` makes it (stage activations)")
     try:
         facts: Mapping[str, Any] = json.loads(read_text(path))
-        features = np.load(folder / _FEATURES, mmap_mode="r", allow_pickle=False)
-        images = pd.read_parquet(folder / _IMAGES)
+        features, images = known.features, known.images
         means = load_file(folder / _MEANS)
         found = Activations(
             features=features,
@@ -89,11 +107,33 @@ def read_activations(folder: Path) -> Activations:
             class_means={name: means[name] for name in facts["layers"]},
             epoch=int(facts["epoch"]),
         )
-    # A damaged file makes each of the four readers raise errors of its own.
+    # A damaged file makes each of the readers raise errors of its own.
     except Exception as error:
         raise UserError(f"{folder}: not whole ({error}); delete it and `dvc repro`") from error
-    if not len(features) == len(images) == facts["images"]:
+    if len(images) != facts["images"]:
+        raise UserError(
+            f"{folder}: {len(images)} images, not {facts['images']}; delete it and `dvc repro`"
+        )
+    return found
+
+
+def read_features(folder: Path) -> Features:
+    """Read what a folder of activations has of the embedding alone; features are mapped, not read.
+
+    Raises:
+        UserError: when it is absent, incomplete or damaged.
+    """
+    path = folder / _FEATURES
+    if not path.is_file():
+        raise UserError(f"{path}: absent; `dvc repro` makes it (stage activations)")
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = pd.read_parquet(folder / _IMAGES)
+    # As above.
+    except Exception as error:
+        raise UserError(f"{folder}: not whole ({error}); delete it and `dvc repro`") from error
+    if len(features) != len(images):
         raise UserError(
             f"{folder}: {len(features)} features of {len(images)} images; delete it and `dvc repro`"
         )
-    return found
+    return Features(features, images)

@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.evaluation.pixels import pack
 from clip_mixtures.evaluation.predictions import EvaluationSet
-from clip_mixtures.images import pack, thumbnails
+from clip_mixtures.images import thumbnails
 from clip_mixtures.mechanisms.ablation import Fills, ablation_effects
 from clip_mixtures.mechanisms.checkpoint import Checkpoint
 from clip_mixtures.mechanisms.circuit_tables import edge_table, unit_table
@@ -150,9 +151,11 @@ class ClassImages:
 
     def _pixels(self, places: npt.NDArray[np.int64], checkpoint: Checkpoint) -> torch.Tensor:
         frame = self._images.frame.iloc[places]
-        packed = torch.from_numpy(pack(frame, self._images.root, checkpoint.model.image_size))
+        size = checkpoint.model.image_size
+        pixels = np.empty((len(frame), size, size, 3), dtype=np.uint8)
+        pack(frame, self._images.root, size, pixels)
         normalisation = checkpoint.normalisation
-        return normalisation.apply(to_pixels(packed.to(normalisation.device)))
+        return normalisation.apply(to_pixels(torch.from_numpy(pixels).to(normalisation.device)))
 
 
 def classes_to_trace(config: CircuitsConfig, held_out: Sequence[int], classes: int) -> list[int]:
@@ -213,6 +216,7 @@ def trace_class(
         )
         nodes[domain] = {layer: values.float() for layer, values in found.values.items()}
         units[domain] = _circuit(nodes[domain], config.share)
+        _check_edges(units[domain], config)
         edges = edge_attributions(
             tower,
             text_features,
@@ -364,6 +368,16 @@ def read_circuits(folder: Path) -> ClassCircuits:
             f"{folder}: circuits of a class are not whole ({error}); delete the folder and trace "
             "again (`dvc repro`)"
         ) from error
+
+
+def _check_edges(units: Mapping[str, torch.Tensor], config: CircuitsConfig) -> None:
+    few = [layer for layer, members in units.items() if len(members) < config.edges_per_unit]
+    if config.protocol == "published" and few:
+        raise UserError(
+            f"circuits.edges_per_unit: is {config.edges_per_unit}, but {few[0]} has "
+            f"{len(units[few[0]])} units in the circuit; lower it, raise circuits.share, or take "
+            "protocol 'corrected', which is content with fewer"
+        )
 
 
 def _circuit(nodes: Mapping[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:

@@ -48,10 +48,10 @@ def encode_words(model: ClipModel, words: Sequence[str]) -> torch.Tensor:
         words: (V,).
 
     Returns:
-        (V, D) float32, normalised.
+        (V, D) float32, normalised, on the CPU.
     """
     features = encode_prompts(model.network, model.tokenizer(list(words)))
-    return normalize(features.float(), dim=1)
+    return normalize(features.float(), dim=1).cpu()
 
 
 def name_units(

@@ -69,6 +69,10 @@ class CkaConfig:
         """Refuse values out of range with a UserError."""
         for kernel in self.kernels:
             OneOf(KERNELS).check(kernel, "cka.kernels")
+        if not self.kernels or len(set(self.kernels)) < len(self.kernels):
+            raise UserError(
+                f"cka.kernels: is {list(self.kernels)}; allowed: {' or '.join(KERNELS)} or both"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,16 @@ class SaeConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range with a UserError."""
         check_settings(self, "sae")
+
+    def check_width(self, width: int) -> None:
+        """Refuse more active units than there are for features of so many numbers.
+
+        Raises:
+            UserError: naming what is allowed.
+        """
+        units = self.expansion * width
+        if self.kind == "batch_topk" and self.k > units:
+            raise UserError(f"sae.k: is {self.k}; allowed: 1 to the number of units, {units}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

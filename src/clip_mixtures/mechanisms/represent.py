@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy.typing as npt
 import pandas as pd
 
+from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms.activations import Activations
 from clip_mixtures.mechanisms.config import EmbeddingConfig
 from clip_mixtures.mechanisms.distances import (
@@ -47,6 +51,7 @@ def represent(
     """
     features, images = activations.features, activations.images
     domains, classes = images["domain"].to_numpy(), images["class_id"].to_numpy()
+    _check_images(domains, test_domain, config)
     maps = domain_maps(
         features,
         domains,
@@ -79,3 +84,18 @@ def represent(
         ),
         "top_dimensions": top_dimensions(features[chosen], domains[chosen], test_domain),
     }
+
+
+def _check_images(domains: npt.NDArray[Any], test_domain: str, config: EmbeddingConfig) -> None:
+    """Refuse more neighbours than the smaller map, or the whole set, has images."""
+    counts = pd.Series(domains).value_counts().clip(upper=config.per_domain)
+    fewest = int(counts.drop(test_domain, errors="ignore").sum())
+    for name, value, images in (
+        ("neighbours", config.neighbours, fewest),
+        ("purity_neighbours", config.purity_neighbours, len(domains)),
+    ):
+        if value >= images:
+            raise UserError(
+                f"mechanisms.embedding.{name}: is {value}, of {images} images; allowed: fewer than "
+                "there are images"
+            )

@@ -242,7 +242,7 @@ def backward(model: SparseAutoencoder, inputs: torch.Tensor, l1: float) -> Pass:
         return _dense_backward(model, inputs, centred, activations.relu_(), l1)
     else:
         active = (activations > 0).flatten().nonzero().squeeze(1)
-    return _sparse_backward(model, inputs, centred, activations, active, l1)
+    return _sparse_backward(model, centred, activations, active, l1)
 
 
 def _dense_backward(
@@ -258,14 +258,20 @@ def _dense_backward(
     by_code = _linear(wanted, model.dictionary).add_(l1 / len(inputs))
     inactive = codes == 0
     by_code.masked_fill_(inactive, 0)
-    by_bias = by_code.sum(dim=0)
-    _leave(model, wanted, by_bias, by_weight=by_code.T @ centred, by_direction=codes.T @ wanted)
+    by_direction = codes.T @ wanted
+    _leave(
+        model,
+        by_reconstruction=wanted.sum(dim=0),
+        by_bias=by_code.sum(dim=0),
+        by_weight=by_code.T @ centred,
+        by_direction=by_direction,
+        along=torch.linalg.vecdot(by_direction, model.dictionary),
+    )
     return Pass(losses, len(inputs) - inactive.sum(dim=0))
 
 
 def _sparse_backward(
     model: SparseAutoencoder,
-    inputs: torch.Tensor,
     centred: torch.Tensor,
     activations: torch.Tensor,
     active: torch.Tensor,
@@ -273,29 +279,35 @@ def _sparse_backward(
 ) -> Pass:
     """Follow only the codes at flat positions ``active``, in rising order.
 
-    A sum over an input's units, or over a unit's inputs, is a bag of weighted rows.
+    A sum over an input's units, or over a unit's inputs, is a bag of weighted rows. What can be
+    done to the active codes is not done to whole matrices: the factor of the residuals, and the
+    part of a direction's gradient along the direction, which is a sum over the unit's codes.
     """
     rows, units = active // model.units, active % model.units
     # With the gradient of the weights of a bag, autograd takes the products at active codes alone.
     codes = activations.flatten()[active].requires_grad_()
+    used = torch.bincount(rows, minlength=len(centred))
     with torch.enable_grad():
-        decoded = _bags(model.dictionary.detach(), units, _starts(rows, len(inputs)), codes)
-    residuals = decoded.detach() + model.tied_bias - inputs
+        decoded = _bags(model.dictionary.detach(), units, used, codes)
+    # The bias is taken off the inputs already, and not yet put back to what is decoded.
+    residuals = decoded.detach() - centred
     losses = _losses(codes.detach().sum(), residuals, l1)
-    wanted = residuals.mul_(2 / residuals.numel())
-    (by_code,) = torch.autograd.grad(decoded, codes, wanted)
-    by_code = by_code + l1 / len(inputs)
+    (products,) = torch.autograd.grad(decoded, codes, residuals)
+    factor = 2 / residuals.numel()
+    fired = torch.bincount(units, minlength=model.units)
     units, order = units.sort(stable=True)
-    rows, starts = rows[order], _starts(units, model.units)
-    by_bias = torch.zeros_like(model.encoder_bias).index_add_(0, units, by_code[order])
+    rows, codes, products = rows[order], factor * codes.detach()[order], products[order]
+    by_code = factor * products + l1 / len(centred)
+    nothing = torch.zeros_like(model.encoder_bias)
     _leave(
         model,
-        wanted,
-        by_bias,
-        by_weight=_bags(centred, rows, starts, by_code[order]),
-        by_direction=_bags(wanted, rows, starts, codes.detach()[order]),
+        by_reconstruction=factor * residuals.sum(dim=0),
+        by_bias=nothing.index_add(0, units, by_code),
+        by_weight=_bags(centred, rows, fired, by_code),
+        by_direction=_bags(residuals, rows, fired, codes),
+        along=nothing.index_add(0, units, codes * products),
     )
-    return Pass(losses, torch.bincount(units, minlength=model.units))
+    return Pass(losses, fired)
 
 
 def _losses(summed: torch.Tensor, residuals: torch.Tensor, l1: float) -> Losses:
@@ -305,17 +317,26 @@ def _losses(summed: torch.Tensor, residuals: torch.Tensor, l1: float) -> Losses:
 
 def _leave(
     model: SparseAutoencoder,
-    wanted: torch.Tensor,
-    by_bias: torch.Tensor,
     *,
+    by_reconstruction: torch.Tensor,
+    by_bias: torch.Tensor,
     by_weight: torch.Tensor,
     by_direction: torch.Tensor,
+    along: torch.Tensor,
 ) -> None:
-    """Store the gradients; ``wanted`` (B, n) is the loss' gradient by the reconstructions."""
-    model.tied_bias.grad = wanted.sum(dim=0) - by_bias @ model.encoder_weight
+    """Store the gradients.
+
+    Args:
+        model: whose.
+        by_reconstruction: the loss' gradient by the reconstructions, a sum over the batch, (n,).
+        by_bias: by the encoder's bias, (m,).
+        by_weight: by the encoder's weight, (m, n).
+        by_direction: by the directions, (m, n).
+        along: the products of these with the directions, (m,).
+    """
+    model.tied_bias.grad = by_reconstruction - by_bias @ model.encoder_weight
     model.encoder_bias.grad = by_bias
     model.encoder_weight.grad = by_weight
-    along = torch.linalg.vecdot(by_direction, model.dictionary)
     model.dictionary.grad = by_direction.addcmul_(model.dictionary, along[:, None], value=-1)
 
 
@@ -341,15 +362,11 @@ def _looks_dense(activations: torch.Tensor) -> bool:
     return int(some.count_nonzero()) > _DENSE * some.numel()
 
 
-def _starts(sorted_owners: torch.Tensor, owners: int) -> torch.Tensor:
-    """Return where each owner's run begins in a sorted list of owners."""
-    return torch.searchsorted(sorted_owners, torch.arange(owners, device=sorted_owners.device))
-
-
 def _bags(
-    table: torch.Tensor, places: torch.Tensor, starts: torch.Tensor, weights: torch.Tensor
+    table: torch.Tensor, places: torch.Tensor, sizes: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Sum weighted rows of a table, a bag of places at a time."""
+    """Sum weighted rows of a table, a bag of places at a time; bags follow one another."""
+    starts = sizes.cumsum(0) - sizes
     return functional.embedding_bag(places, table, starts, mode="sum", per_sample_weights=weights)
 
 

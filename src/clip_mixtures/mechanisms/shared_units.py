@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation.statistics import Interval
-from clip_mixtures.mechanisms.activations import Activations
+from clip_mixtures.mechanisms.activations import Features
 from clip_mixtures.mechanisms.sae import SparseAutoencoder
 from clip_mixtures.mechanisms.sharing import (
     Counts,
@@ -54,7 +54,7 @@ class SharedUnits:
 
 def share_units(
     model: SparseAutoencoder,
-    activations: Activations,
+    found: Features,
     held_out: Sequence[int],
     test_domain: str,
     *,
@@ -68,7 +68,7 @@ def share_units(
 
     Args:
         model: the autoencoder, trained on features of the same checkpoint.
-        activations: of the checkpoint.
+        found: embeddings of the test images by the checkpoint.
         held_out: class ids to compare, in order.
         test_domain: whose score is wanted.
         protocol: "corrected" or "published", see :mod:`sharing`.
@@ -81,13 +81,13 @@ def share_units(
         UserError: when no held-out class has images in every domain, or the autoencoder is of
             features of another width.
     """
-    features = normalize(torch.from_numpy(np.array(activations.features)), dim=1)
+    features = normalize(torch.from_numpy(np.array(found.features)), dim=1)
     if features.shape[1] != model.inputs:
         raise UserError(
             f"the autoencoder takes features of {model.inputs} numbers, the checkpoint gives "
             f"{features.shape[1]}; train it on this checkpoint (`dvc repro`, stage sae)"
         )
-    images, domains = activations.images, activations.domains
+    images, domains = found.images, found.domains
     numbers = pd.crosstab(images["class_id"], images["domain"]).reindex(
         index=list(held_out), columns=list(domains), fill_value=0
     )

@@ -16,23 +16,26 @@ from torch.nn.functional import normalize
 
 from clip_mixtures.evaluation.predictions import EvaluationSet, decoded
 from clip_mixtures.files import sha256_file
-from clip_mixtures.mechanisms.activations import Activations
+from clip_mixtures.mechanisms.activations import FloatArray
 from clip_mixtures.mechanisms.checkpoint import Checkpoint
 from clip_mixtures.mechanisms.collect import features_of
 from clip_mixtures.mechanisms.shards import MANIFEST, ShardSet, open_shards, write_shards
 from clip_mixtures.training.data import fingerprint
 
 
-def features_fingerprint(checkpoint: Path, indices: Sequence[Path], verification: Path) -> str:
+def features_fingerprint(
+    checkpoint: Path, indices: Sequence[Path], verification: Path, code: str
+) -> str:
     """Return what stands for everything that features follow from, short enough for a folder name.
 
     Args:
         checkpoint: file of the weights.
         indices: index files of the images.
         verification: folder with what was found when every image was opened.
+        code: what stands for the code that makes them.
     """
     found = [verification / index.name for index in indices]
-    return fingerprint(*map(sha256_file, (checkpoint, *indices, *found)))
+    return fingerprint(*map(sha256_file, (checkpoint, *indices, *found)), code)
 
 
 def training_features(
@@ -61,14 +64,19 @@ def training_features(
     return write_shards(folder, _features(checkpoint, sets, workers), dtype=dtype)
 
 
-def features_of_tests(folder: Path, activations: Activations, dtype: str) -> ShardSet:
+def features_of_tests(folder: Path, features: FloatArray, dtype: str) -> ShardSet:
     """Write the features of test images as shards, to judge an autoencoder by.
+
+    Args:
+        folder: where the shards go.
+        features: (N, D) float32, of any length.
+        dtype: of the features on disk.
 
     Raises:
         ValueError: for features that are not finite.
     """
     # A copy, for what is mapped cannot be written to, of which torch would warn.
-    rows = torch.from_numpy(np.array(activations.features))
+    rows = torch.from_numpy(np.array(features))
     return write_shards(folder, [normalize(rows, dim=1)], dtype=dtype)
 
 

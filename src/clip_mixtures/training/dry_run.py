@@ -8,7 +8,9 @@ it has the same images, so its loss is the loss after the first step.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import math
 import resource
 import sys
@@ -239,12 +241,16 @@ def _check_reloads(checkpoint: Path, network: torch.nn.Module) -> None:
 
 
 def _reset_peak(device: torch.device) -> None:
+    # What an earlier trial left behind is not this one's.
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        # Lets the kernel count the peak anew; where it refuses, the peak is that of all so far.
-        with contextlib.suppress(OSError):
+        # The C library gives memory back and the kernel counts the peak anew, where they can;
+        # where not, the peak is that of all trials so far.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
 
 

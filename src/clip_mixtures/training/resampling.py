@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numba
 import numpy as np
@@ -39,10 +39,10 @@ _DOWN_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 def _compiled(function: _Function) -> _Function:
     try:
-        compiled: _Function = numba.njit(cache=True)(function)
+        compiled = cast(_Function, numba.njit(cache=True)(function))
     except RuntimeError:
         # There is no folder to keep the result in: every process compiles for itself.
-        compiled = numba.njit(function)
+        compiled = cast(_Function, numba.njit(function))
     return compiled
 
 

@@ -51,7 +51,11 @@ class Classifier(torch.nn.Module):
 
     def domain_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return the (B, classes) logits of the domains' classes alone."""
-        logits: torch.Tensor = self(images)[:, IMAGENET_CLASSES:]
+        return self.domain_logits_of(self.visual(images))
+
+    def domain_logits_of(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the (B, classes) logits of embeddings (B, D) of the visual tower."""
+        logits: torch.Tensor = self.head(functional.relu(embeddings))[:, IMAGENET_CLASSES:]
         return logits
 
 
