@@ -4,8 +4,9 @@
     python benchmarks/input_pipeline.py
 
 400 JPEGs of 500 x 375 are made (smooth fields, shapes and noise; quality 90); every variant gives
-224 x 224 training crops of area 0.9 to 1. Rounds are interleaved, so that a noisy machine is noisy
-for all; the medians' ratios are what to read. Rows for docs/benchmarks.md.
+224 x 224 training crops of area 0.9 to 1. Times are the process' own, and rounds are interleaved,
+so that a noisy machine is noisy for all; the medians' ratios are what to read. Rows for
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def main() -> None:
         seconds: dict[str, list[float]] = {title: [] for title in variants}
         for _ in range(args.rounds):
             for title, variant in variants.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 for number in range(_COUNT):
                     variant(number)
-                seconds[title].append((time.perf_counter() - start) / _COUNT)
+                seconds[title].append((time.process_time() - start) / _COUNT)
     base = statistics.median(seconds["open_clip's CsvDataset"])
     print(f"{_COUNT} JPEGs of 500 x 375, {size / 1000:.0f} kB each, median of {args.rounds}\n")
     print("| input | images/s per core | ratio |\n| --- | ---: | ---: |")

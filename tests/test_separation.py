@@ -270,6 +270,17 @@ def test_every_domain_counts_the_same_for_the_probe() -> None:
     assert found["linear_probe", "domain"]["chance"] == 0.5
 
 
+def test_the_probe_finds_a_small_domain_as_well_as_a_large_one() -> None:
+    # Nine images of the first domain to one of the second, a standard deviation apart.
+    generator = np.random.default_rng(0)
+    codes, classes = np.tile([0] * 9 + [1], 100), np.repeat(np.arange(10), 100)
+    rows = generator.normal(size=(1000, 4)) + codes[:, None] * np.array([1.0, 0, 0, 0])
+    hits = linear_probe(rows, codes, classes, folds=5, seed=0)
+    for domain in (0, 1):
+        # Half a standard deviation on either side of the boundary: 69 % are on their own side.
+        assert hits[codes == domain].mean() == pytest.approx(0.69, abs=0.1)
+
+
 def test_a_domain_of_one_image_cannot_be_probed() -> None:
     rows, classes = at_angles(0, 10, 20, 30), np.array([0, 1, 0, 1])
     assert np.isnan(linear_probe(rows, np.array([0, 0, 0, 1]), classes, folds=2, seed=0)).all()
@@ -314,6 +325,14 @@ def test_the_mean_is_over_images_or_by_weight() -> None:
     assert weighted.n == 4
     # Two classes: a resample is one, the other or both, so the ends are the class means.
     assert [weighted.low, weighted.high] == pytest.approx([1 / 3, 1])
+
+
+def test_a_class_of_many_images_weighs_more_in_a_resample() -> None:
+    # One image that is right, three of another class that are not. Half of the resamples have both
+    # classes, with a mean of 1/4 over images; the middle 40 % of all are of this kind.
+    values, classes = np.array([1.0, 0, 0, 0]), np.array([0, 1, 1, 1])
+    found = bootstrap_over_classes(values, classes, confidence=0.4)
+    assert [found.low, found.estimate, found.high] == pytest.approx([0.25] * 3)
 
 
 def test_images_of_a_class_stay_together() -> None:

@@ -108,6 +108,17 @@ def test_seed_and_epoch_decide_the_order(tmp_path: Path) -> None:
     assert len({str(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)}) == 6
 
 
+def test_rows_of_a_single_block_have_another_order_in_every_epoch(tmp_path: Path) -> None:
+    # With one block in one pool, only the shuffle within the pool can tell epochs apart.
+    shards = make(tmp_path, 50, 50)
+    orders = {
+        str(places(shuffled_batches(shards, 50, seed=seed, epoch=epoch)))
+        for seed in (1, 2)
+        for epoch in (0, 1, 2)
+    }
+    assert len(orders) == 6
+
+
 def test_a_batch_mixes_rows_of_the_whole_set(tmp_path: Path) -> None:
     # Eight shards, as of eight domains; a batch of 64 rows of a full shuffle holds 8 of each, with
     # a standard deviation of 2.6. Pools of 32 of the 128 blocks come nearly as close.
