@@ -84,7 +84,7 @@ def held_out_accuracy(summary: Summary, *, classes: int | None = None) -> Figure
             if classes is not None:
                 ax.axvline(100 / classes, color=NEUTRAL, linewidth=0.8, linestyle=":", zorder=1)
         axes[-1].set_xlim(left=0)
-        axes[-1].set_xlabel("Zero-shot accuracy (%)")
+        axes[-1].set_xlabel("Accuracy (%)")
         figure.legend(handles=legend, loc="outside lower center", ncols=min(columns, len(legend)))
     return figure
 
@@ -130,7 +130,7 @@ def learning_curves(
             ax.grid(axis="y")
         axes[-1].set_xlabel("Epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.supylabel("Zero-shot accuracy (%)")
+        figure.supylabel("Accuracy (%)")
         figure.legend(handles=legend, loc="outside lower center", ncols=2)
     return figure
 
