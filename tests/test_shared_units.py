@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.mechanisms.activations import Activations
+from clip_mixtures.mechanisms.activations import Features
 from clip_mixtures.mechanisms.sae import SparseAutoencoder
 from clip_mixtures.mechanisms.shared_units import rank_units, share_units, strongest_images
 
@@ -25,14 +25,9 @@ def plain_autoencoder(width: int) -> SparseAutoencoder:
     return model.eval()
 
 
-def activations(features: list[list[float]], images: list[tuple[str, int]]) -> Activations:
-    return Activations(
-        features=np.array(features, dtype=np.float32),
-        images=pd.DataFrame(images, columns=["domain", "class_id"]).assign(row=range(len(images))),
-        domains=DOMAINS,
-        class_means={},
-        epoch=1,
-    )
+def embedded(features: list[list[float]], images: list[tuple[str, int]]) -> Features:
+    frame = pd.DataFrame(images, columns=["domain", "class_id"]).assign(row=range(len(images)))
+    return Features(features=np.array(features, dtype=np.float32), images=frame)
 
 
 def test_units_rank_by_the_domain_that_uses_them_least() -> None:
@@ -63,7 +58,7 @@ def wide(*features: tuple[int, float]) -> list[list[float]]:
 
 
 def test_what_the_domains_share() -> None:
-    found = activations(
+    found = embedded(
         wide((0, 2.0), (1, 3.0), (0, 5.0), (2, 1.0)),
         [("real", 0), ("real", 1), ("sketch", 0), ("sketch", 1)],
     )
@@ -84,9 +79,7 @@ def test_what_the_domains_share() -> None:
 
 
 def test_a_class_that_a_domain_lacks_is_left_out() -> None:
-    found = activations(
-        wide((0, 2.0), (1, 3.0), (0, 5.0)), [("real", 0), ("real", 1), ("sketch", 0)]
-    )
+    found = embedded(wide((0, 2.0), (1, 3.0), (0, 5.0)), [("real", 0), ("real", 1), ("sketch", 0)])
     shared = share_units(plain_autoencoder(20), found, [1, 0], "real")
     assert (shared.classes, shared.left_out) == ((0,), (1,))
     with pytest.raises(UserError, match="none of the 1 held-out classes has test images in every"):
@@ -94,6 +87,6 @@ def test_a_class_that_a_domain_lacks_is_left_out() -> None:
 
 
 def test_an_autoencoder_of_another_width_is_refused() -> None:
-    found = activations(wide((0, 1.0), (0, 1.0)), [("real", 0), ("sketch", 0)])
+    found = embedded(wide((0, 1.0), (0, 1.0)), [("real", 0), ("sketch", 0)])
     with pytest.raises(UserError, match="takes features of 30 numbers, the checkpoint gives 20"):
         share_units(plain_autoencoder(30), found, [0], "real")
