@@ -172,7 +172,7 @@ def test_one_command_goes_from_archives_to_the_comparison(project: Project) -> N
     mechanisms = pd.read_csv(project.folder / "metrics" / "mechanisms.csv")
     assert set(mechanisms["run"]) == {"cg-low-sample-rn-s0", "cg-high-sample-rn-s0"}
     assert set(mechanisms["measure"]) == {
-        "silhouette", "neighbour_purity", "linear_probe", "sharing",
+        "silhouette", "neighbour_purity", "linear_probe", "sharing", "completeness error",
     }  # fmt: skip
     assert "cg-low" in (project.folder / "metrics" / "comparison.md").read_text()
     assert project.changed_stages() == set()
