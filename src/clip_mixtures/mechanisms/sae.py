@@ -376,8 +376,8 @@ def _linear(
     """Return inputs @ weight.T + bias.
 
     On the CPU it is written as a convolution with 1 x 1 pixels. That goes to oneDNN, which uses
-    the whole width of the processor where the library behind torch's matrix product may not: it is
-    1.6 times as fast on an AMD EPYC with AVX-512, and as fast on one without.
+    the whole width of the processor where the library behind torch's matrix product may not; it is
+    1.6 times as fast on an AMD EPYC.
     """
     if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
         return functional.linear(inputs, weight, bias)
