@@ -33,6 +33,7 @@ from clip_mixtures.mechanisms.sharing import KS, feature_histograms, score, shar
 Floats = npt.NDArray[np.float32]
 
 _CLASSES, _HELD_OUT = 345, (0, 11, 13, 15, 25, 58, 174, 190, 197, 218, 225, 250, 305, 319, 320)
+_STUDIES = 200
 _INPUTS = 256
 _DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 # Test images of a class; held-out classes of DomainNet have 42 to 150 on average by domain.
@@ -65,20 +66,20 @@ def _cka() -> None:
     )
 
 
-def _intervals() -> None:
-    """Count how often intervals hold the truth: five numbers in as much noise, CKA 5 / (4 * 5)."""
+def _intervals(numbers: int) -> None:
+    """Count how often intervals hold the truth: so many numbers in as much noise, CKA 1/4."""
     stream = np.random.default_rng(3)
     held = {"jackknife": 0, "percentile bootstrap": 0}
-    for _ in range(200):
-        means = stream.normal(size=(40, 5)) + stream.normal(size=(2, 40, 5))
+    for _ in range(_STUDIES):
+        means = stream.normal(size=(40, numbers)) + stream.normal(size=(2, 40, numbers))
         found = cka_table({"layer": means}, ("a", "b"), (), kernels=("linear",)).iloc[0]
         held["jackknife"] += int(found["low"] <= 0.25 <= found["high"])
-        drawn = stream.integers(40, size=(400, 40))
-        resampled = [linear_cka(*means[:, labels]) for labels in drawn]
+        drawn = stream.integers(40, size=(200, 40))
+        resampled = [linear_cka(means[0, labels], means[1, labels]) for labels in drawn]
         low, high = np.quantile(resampled, [0.025, 0.975])
         held["percentile bootstrap"] += int(low <= 0.25 <= high)
-    for name, times in held.items():
-        print(f"CKA of 40 classes, 95 % interval by {name}: holds the truth {times / 200:.1%}")
+    shares = ", ".join(f"{name} {times / _STUDIES:.1%}" for name, times in held.items())
+    print(f"CKA, 40 classes of {numbers} numbers, 95 % intervals that hold the truth: {shares}")
 
 
 def _both(means: dict[str, npt.NDArray[np.float64]]) -> list[pd.DataFrame]:
@@ -212,7 +213,8 @@ def main() -> None:
     """Print what each rule changes."""
     torch.set_num_threads(1)
     _cka()
-    _intervals()
+    for numbers in (5, 20):
+        _intervals(numbers)
     _starts()
     with tempfile.TemporaryDirectory() as name:
         _sharing(*_autoencoders(Path(name)))

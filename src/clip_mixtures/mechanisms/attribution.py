@@ -48,7 +48,7 @@ from clip_mixtures.mechanisms.graph_memory import (
 from clip_mixtures.mechanisms.integration import Path, integration_path
 from clip_mixtures.mechanisms.towers import Tower, tower_of
 
-_LONGEST = 1e-2  # by which a normalised embedding may miss length 1, in half precision too
+_LENGTH_TOLERANCE = 1e-2  # embeddings may have been normalised in half precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,9 @@ def attribute_nodes(
         steps: gradients on the path.
         rule: see there.
         layers: submodules to attribute to; all of them for None.
-        memory_bytes: bound on what is held beside the tower and the arguments. Images and steps
-            are taken in parts that fit; the result does not depend on it.
+        memory_bytes: bound on what is held beside the tower, a folded copy of it and the
+            arguments. Images and steps are taken in parts that fit; the result does not depend on
+            it.
 
     Returns:
         Effects in the precision of the images, in the order of the chain, with the changes of the
@@ -142,8 +143,7 @@ def attribute_nodes(
 
     Raises:
         UserError: the tower has no such layer, an activation or gradient is not finite, the bound
-            on memory is too small, or see
-            :func:`integration.integration_path`.
+            on memory is too small, or see :func:`integration.integration_path`.
         ValueError: arguments do not fit together, or see there.
     """
     path = integration_path(steps, protocol, rule)
@@ -233,7 +233,7 @@ def class_direction(text_features: torch.Tensor, images: torch.Tensor, label: in
         raise ValueError(f"label is {label}, outside 0 to {len(text_features) - 1}")
     direction = text_features[label].detach().to(images)
     length = float(direction.norm())
-    if not abs(length - 1) < _LONGEST:
+    if not abs(length - 1) < _LENGTH_TOLERANCE:
         raise ValueError(
             f"the text feature of label {label} has length {length:.4g}; normalise text features"
         )

@@ -11,6 +11,10 @@ neighbouring submodules. How they are defined and computed is said where they li
     edges = edge_attributions(model.visual, text_features, images, label, units=units)
     edges["resblock8", "resblock9"]  # (103, 103) in a ResNet-50
 
+Single precision is enough and half precision is not: without loss scaling its gradients vanish in
+early layers (docs/benchmarks.md). On CUDA, torch rounds the inputs of convolutions to TF32 unless
+``torch.backends.cudnn.allow_tf32`` is False, which is the caller's to set.
+
 Source: the study, section 6 (circuits).
 """
 

@@ -90,8 +90,8 @@ def edge_attributions(
         units: submodule to indices of its neurons; for None the top 10 % by absolute effect, from
             :func:`attribution.node_attributions` with the same arguments.
         pairs: neighbours (upstream, downstream); for None all whose upstream is not the input.
-        memory_bytes: bound on what is held beside the tower and the arguments. Work is taken in
-            parts that fit; the result does not depend on it.
+        memory_bytes: bound on what is held beside the tower, a folded copy of it and the
+            arguments. Work is taken in parts that fit; the result does not depend on it.
 
     Returns:
         (upstream, downstream) to (downstream neurons, upstream neurons) in the order of the units
@@ -133,8 +133,8 @@ def edge_attributions(
     for (up, down), total in totals.items():
         check_finite(total, "edges", f"{up} to {down}")
     # The published code takes a mean over images in the error and another one over its gradients.
-    images_squared = len(images) ** (2 if protocol == "published" else 1)
-    return {pair: (-total / images_squared).to(images.dtype) for pair, total in totals.items()}
+    count = len(images) ** (2 if protocol == "published" else 1)
+    return {pair: (-total / count).to(images.dtype) for pair, total in totals.items()}
 
 
 def _neighbours(chain: Tower, pairs: Iterable[Pair] | None) -> list[Pair]:
