@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import open_clip
 import torch
 from open_clip.model import convert_weights_to_lp
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
@@ -177,7 +178,7 @@ class _Published:
         )
         error.square().view(STEPS, -1).mean(dim=1).sum().backward()
         effect = self._effect(inserted, up).flatten(2)
-        return torch.tensor([effect[:, unit].sum(dim=1).mean().item() for unit in sources])
+        return torch.stack([effect[:, unit].sum(dim=1).mean() for unit in sources])
 
     def _effect(self, inserted: torch.Tensor, name: str) -> torch.Tensor:
         assert inserted.grad is not None
@@ -341,17 +342,33 @@ def _completeness(
 
 
 def half() -> None:
-    """Print what underflows in half precision."""
-    visual, pixels, text = _resnet50(224)
-    single = _gradients(visual, pixels[:1], text[0])
+    """Print what underflows in half precision, in a network as it is initialised and in ours."""
+    torch.manual_seed(0)
+    initial = open_clip.create_model("RN50").visual.eval()
+    alive, pixels, text = _resnet50(224)
+    found = [_halved(network, pixels[:1], text[0]) for network in (initial, alive)]
+    print("\n| layer | zero, initial network | zero, branches alive | same units |")
+    print("| --- | ---: | ---: | ---: |")
+    for (name, (lost, _)), (lost_alive, same) in zip(
+        found[0].items(), found[1].values(), strict=True
+    ):
+        print(f"| {name} | {100 * lost:.1f} % | {100 * lost_alive:.1f} % | {same:.2f} |")
+
+
+def _halved(
+    visual: ModifiedResNet, images: torch.Tensor, direction: torch.Tensor
+) -> dict[str, tuple[float, float]]:
+    """Return of each submodule the share of gradients that vanish, and of top units that stay."""
+    single = _gradients(visual, images, direction)
     convert_weights_to_lp(visual, dtype=torch.float16)
-    low = _gradients(visual, pixels[:1].half(), text[0].half())
-    print("\n| layer | zero in half precision alone | top 10 % in common |\n| --- | ---: | ---: |")
+    low = _gradients(visual, images.half(), direction.half())
+    found = {}
     for name, (value, gradient) in single.items():
         low_value, low_gradient = (part.float() for part in low[name])
-        lost = float(((low_gradient == 0) & (gradient != 0)).sum() / (gradient != 0).sum())
-        share = _common(_summed(low_gradient * low_value), _summed(gradient * value))
-        print(f"| {name} | {100 * lost:.1f} % | {share:.2f} |")
+        lost = ((low_gradient == 0) & (gradient != 0)).sum() / (gradient != 0).sum()
+        same = _common(_summed(low_gradient * low_value), _summed(gradient * value))
+        found[name] = (float(lost), same)
+    return found
 
 
 def _summed(effects: torch.Tensor) -> torch.Tensor:

@@ -12,14 +12,14 @@ from clip_mixtures.mechanisms.activations import write_activations
 from clip_mixtures.mechanisms.collect import collect
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.processes import decoding_workers
-from experiment import INDEX, MECHANISMS, VERIFICATION, cell_of_arguments, load_experiment
+from experiment import ACTIVATIONS, INDEX, VERIFICATION, cell_of_arguments, load_experiment
 from looked_into import checkpoint_of
 from mechanism_params import load_mechanisms
 
 
 @reports_user_errors
 def main() -> None:
-    """Write build/mechanisms/activations/<run>/."""
+    """Write build/activations/<run>/."""
     cell, experiment = cell_of_arguments(__doc__), load_experiment()
     path = INDEX / "domains.parquet"
     index = read_index(path, columns=["class_id", "class_name", "domain"])
@@ -35,7 +35,7 @@ def main() -> None:
         layers=load_mechanisms(experiment).layers,
         epoch=checkpoint.epoch,
     )
-    write_activations(MECHANISMS / "activations" / cell.run, found)
+    write_activations(ACTIVATIONS / cell.run, found)
     print(f"{cell.run}: {len(found.images)} images, {len(found.class_means)} layers")
 
 

@@ -20,6 +20,7 @@ from clip_mixtures.report.page import Drawing, write_page
 from clip_mixtures.report.robustness import robustness_markdown, robustness_of_cells
 from clip_mixtures.report.robustness_figures import robustness_figure
 from clip_mixtures.report.style import save_figure
+from clip_mixtures.training.loop import CURVES, FACTS
 from experiment import BUILD, METRICS, REPORT, Cell, load_experiment
 from mechanism_params import load_mechanisms
 
@@ -32,7 +33,7 @@ def main() -> None:
     experiment = load_experiment()
     mechanisms = load_mechanisms(experiment)
     evaluated = {cell: _read_json(_evaluation(cell)) for cell in experiment.cells}
-    trained = {cell: _read_json(_run(cell) / "training.json") for cell in experiment.cells}
+    trained = {cell: _read_json(_training(cell) / FACTS) for cell in experiment.cells}
     summary = [_summary(evaluated[cell], trained[cell]) for cell in experiment.cells]
     histories = {cell.run: evaluated[cell]["checkpoints"] for cell in experiment.cells}
     losses = {cell.run: _losses(cell) for cell in experiment.cells}
@@ -113,8 +114,8 @@ def _evaluation(cell: Cell) -> Path:
     return BUILD / "evaluation" / cell.run / "metrics.json"
 
 
-def _run(cell: Cell) -> Path:
-    return BUILD / "runs" / cell.run
+def _training(cell: Cell) -> Path:
+    return BUILD / "evaluation" / cell.run / "training"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _summary(evaluated: dict[str, Any], trained: dict[str, Any]) -> dict[str, An
 
 
 def _losses(cell: Cell) -> pd.DataFrame:
-    folder = _run(cell) / "curves" / "plots" / "metrics"
+    folder = _training(cell) / CURVES / "plots" / "metrics"
     return pd.read_csv(folder / "loss.tsv", sep="\t")[["step", "loss"]]
 
 

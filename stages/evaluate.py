@@ -5,6 +5,7 @@ python stages/evaluate.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from clip_mixtures.files import atomic_write_json, atomic_write_text, replacing
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.checkpoints import list_checkpoints
+from clip_mixtures.training.loop import CURVES, FACTS
 from clip_mixtures.training.models import create_clip
 from clip_mixtures.training.processes import decoding_workers
 from experiment import (
@@ -38,7 +40,7 @@ FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validat
 
 @reports_user_errors
 def main() -> None:
-    """Write build/evaluation/<run>/: predictions, metrics.json, classes and confusions."""
+    """Write build/evaluation/<run>/: predictions, metrics.json, classes, confusions, training/."""
     cell = cell_of_arguments(__doc__)
     domains = read_index(FILES[DOMAINS])
     class_names = domains.class_names()
@@ -74,6 +76,7 @@ def main() -> None:
             "checkpoints": history,
         },
     )
+    _keep_training(BUILD / "runs" / cell.run, out / "training")
     images_seen = sum(len(table) for table in tables.values()) // len(checkpoints)
     print(f"{cell.run}: {len(checkpoints)} checkpoints, {images_seen} test images each")
 
@@ -92,6 +95,12 @@ def _reader(experiment: Experiment, cell: Cell, class_names: list[str]) -> Reade
         names[IMAGENET] = list(imagenet_class_names(evaluate.protocol == "published"))
     templates = prompt_templates(evaluate.prompts, evaluate.protocol)
     return ZeroShotReader(model, names, templates, evaluate.precision)
+
+
+def _keep_training(run: Path, out: Path) -> None:
+    """Copy facts and curves of the training: whoever compares cells needs no checkpoints."""
+    copied = shutil.copytree(run / CURVES, out / CURVES, dirs_exist_ok=True)
+    shutil.copy(run / FACTS, copied.parent / FACTS)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -49,6 +49,7 @@ DATA = Path("data")
 BUILD = Path("build")
 INDEX = BUILD / "index"
 VERIFICATION = BUILD / "verification"
+ACTIVATIONS = BUILD / "activations"
 MECHANISMS = BUILD / "mechanisms"
 METRICS = Path("metrics")
 REPORT = Path("report")

@@ -13,7 +13,7 @@ from clip_mixtures.index import read_index
 from clip_mixtures.mechanisms.activations import read_activations
 from clip_mixtures.mechanisms.cka import cka_table
 from clip_mixtures.mechanisms.represent import represent
-from experiment import INDEX, MECHANISMS, cell_of_arguments, load_experiment
+from experiment import ACTIVATIONS, INDEX, MECHANISMS, cell_of_arguments, load_experiment
 from mechanism_params import load_mechanisms
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     experiment = load_experiment(class_names=class_names)
     mixture, settings = experiment.mixture(cell.mixture), load_mechanisms(experiment)
     held_out = [class_names.index(name) for name in mixture.held_out]
-    found = read_activations(MECHANISMS / "activations" / cell.run)
+    found = read_activations(ACTIVATIONS / cell.run)
     bootstrap = experiment.evaluate
     out = MECHANISMS / "representation" / cell.run
     tables = represent(

@@ -12,7 +12,7 @@ from pathlib import Path
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.evaluation.predictions import evaluation_set
 from clip_mixtures.files import atomic_write_json
-from clip_mixtures.index import read_index
+from clip_mixtures.index import base_sets, read_index
 from clip_mixtures.mechanisms.activations import read_features
 from clip_mixtures.mechanisms.sae_training import train_sae
 from clip_mixtures.mechanisms.training_features import (
@@ -20,13 +20,20 @@ from clip_mixtures.mechanisms.training_features import (
     features_of_tests,
     training_features,
 )
-from clip_mixtures.mixtures.make import base_sets
 from clip_mixtures.scratch import discard, exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.data import fingerprint
 from clip_mixtures.training.loop import CURVES
 from clip_mixtures.training.processes import decoding_workers
-from experiment import BUILD, INDEX, MECHANISMS, VERIFICATION, cell_of_arguments, load_experiment
+from experiment import (
+    ACTIVATIONS,
+    BUILD,
+    INDEX,
+    MECHANISMS,
+    VERIFICATION,
+    cell_of_arguments,
+    load_experiment,
+)
 from looked_into import checkpoint_of, code_version
 from mechanism_params import load_mechanisms
 
@@ -42,7 +49,7 @@ def main() -> None:
     made_from = features_fingerprint(weights, indices, VERIFICATION, code_version())
     scratch = Path(os.environ.get("SCRATCH") or "scratch") / "sae" / f"{cell.run}-{made_from}"
     out = MECHANISMS / "sae" / cell.run
-    found = read_features(MECHANISMS / "activations" / cell.run)
+    found = read_features(ACTIVATIONS / cell.run)
     settings.sae.check_width(found.features.shape[1])
     with exclusive(scratch):
         classes = len(read_index(indices[0], columns=["class_id", "class_name"]).class_names())

@@ -18,7 +18,15 @@ from clip_mixtures.mechanisms.activations import read_features
 from clip_mixtures.mechanisms.concepts import encode_words, name_units, read_vocabulary
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
 from clip_mixtures.mechanisms.shared_units import share_units
-from experiment import INDEX, MECHANISMS, Cell, Experiment, cell_of_arguments, load_experiment
+from experiment import (
+    ACTIVATIONS,
+    INDEX,
+    MECHANISMS,
+    Cell,
+    Experiment,
+    cell_of_arguments,
+    load_experiment,
+)
 from looked_into import checkpoint_of
 from mechanism_params import load_mechanisms
 
@@ -34,7 +42,7 @@ def main() -> None:
     class_names = index.class_names()
     experiment = load_experiment(class_names=class_names)
     mixture, settings = experiment.mixture(cell.mixture), load_mechanisms(experiment).sharing
-    found = read_features(MECHANISMS / "activations" / cell.run)
+    found = read_features(ACTIVATIONS / cell.run)
     sae = load_sae(MECHANISMS / "sae" / cell.run / "sae.safetensors")
     shared = share_units(
         sae,

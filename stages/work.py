@@ -27,12 +27,13 @@ from clip_mixtures.leash import Leash
 from clip_mixtures.workers import Outcome, Place, last_lines, places, run_commands
 from experiment import Cell, Experiment, load_experiment
 from mechanism_params import Mechanisms, load_mechanisms
-from sync import FAMILIES, PIPELINE
 
 # Cells are chains of these; what comes before them is shared, and done first.
 SHARED_STAGE = "mixture"
 CELL_STAGES = ("train", "evaluate")
-# Of the cells that are looked into; each of these families has a pipeline file of its own.
+# Of the cells that are looked into; each of these families has a pipeline file of its own, for DVC
+# rewrites the whole lock file beside it after every stage.
+PIPELINES = "pipeline/{family}/dvc.yaml"
 LOOKED_INTO = ("activations", "representation", "sae", "sharing")
 CIRCUITS = ("circuits",)
 _INTERRUPTED = 130  # as shells have it
@@ -49,7 +50,7 @@ def stages_of(cell: Cell, mechanisms: Mechanisms | None = None) -> list[str]:
     if mechanisms:
         families: tuple[str, ...] = LOOKED_INTO if cell in mechanisms.cells else ()
         families += CIRCUITS if cell in mechanisms.circuit_cells else ()
-        names += [f"{FAMILIES}/{family}/{PIPELINE}:{family}@" for family in families]
+        names += [f"{PIPELINES.format(family=family)}:{family}@" for family in families]
     return [f"{name}{cell.mixture}-{cell.model}-{cell.seed}" for name in names]
 
 

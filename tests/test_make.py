@@ -17,10 +17,10 @@ from clip_mixtures.corpora.captions import DOMAIN_ORDER
 from clip_mixtures.corpora.classes import published_held_out
 from clip_mixtures.corpora.domainnet import index_domainnet
 from clip_mixtures.errors import UserError
-from clip_mixtures.index import Index, read_index, write_index
+from clip_mixtures.index import Index, base_sets, read_index, write_index
 from clip_mixtures.mixtures import make
 from clip_mixtures.mixtures.build import select_rows
-from clip_mixtures.mixtures.make import base_sets, make_mixture
+from clip_mixtures.mixtures.make import make_mixture
 from clip_mixtures.mixtures.published import params_of
 from clip_mixtures.mixtures.spec import Checks, mixture_from_params
 from clip_mixtures.mixtures.store import read_mixture

@@ -17,11 +17,8 @@ import pytest
 from corpora_factory import make_base, make_domainnet, replace_in_zip
 from ruamel.yaml import YAML
 
-from clip_mixtures.errors import UserError
 from clip_mixtures.index import read_index
-from experiment import load_experiment
-from mechanism_params import load_mechanisms
-from sync import SCRIPTS, check_pipeline, source_files, wanted_deps, write_pipeline
+from code_versions import SCRIPTS
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -33,49 +30,17 @@ UNREADABLE = {
 }
 
 
-def test_the_shipped_pipeline_is_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    experiment = load_experiment()
-    check_pipeline(experiment, load_mechanisms(experiment))
-
-
-def test_a_new_seed_is_missed_in_the_comparison_until_the_lists_are_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    pipeline = tmp_path / "dvc.yaml"
-    shutil.copy(ROOT / "dvc.yaml", pipeline)
-    params = (ROOT / "params.yaml").read_text().replace("seeds: [0]", "seeds: [0, 7]")
-    (tmp_path / "params.yaml").write_text(params)
-    experiment = load_experiment(tmp_path / "params.yaml")
-    mechanisms = load_mechanisms(experiment, tmp_path / "params.yaml")
-    with pytest.raises(UserError, match=r"'compare'.*-s7.*stages/sync\.py"):
-        check_pipeline(experiment, mechanisms, pipeline)
-    assert write_pipeline(experiment, mechanisms, pipeline) == ["compare"]
-    check_pipeline(experiment, mechanisms, pipeline)
-    assert "# The pipeline" in pipeline.read_text()
-
-
-def test_a_stage_depends_on_what_it_imports_and_on_nothing_else() -> None:
-    training = source_files(ROOT / "stages" / SCRIPTS["train"])
-    # The lists are relative to the top folder, where DVC runs.
-    names = {Path(path).name for path in training}
-    assert {"train_clip.py", "experiment.py", "clip.py", "augmentation.py", "index.py"} <= names
-    assert not {"figures.py", "zero_shot.py", "emoji.py"} & names
-    # How a network will be looked into does not concern its training.
-    assert not {"mechanism_params.py", "cka.py", "towers.py"} & names
-    assert "src/clip_mixtures/mechanisms/config.py" not in training
-    report = {Path(path).name for path in source_files(ROOT / "stages" / SCRIPTS["compare"])}
-    assert {"figures.py", "tables.py"} <= report
-    assert not {"clip.py", "zero_shot.py"} & report
-
-
-def test_what_is_written_by_hand_stays() -> None:
-    experiment = load_experiment(ROOT / "params.yaml")
-    mechanisms = load_mechanisms(experiment, ROOT / "params.yaml")
-    deps = wanted_deps("train", ["data", "build/index", "stages/gone.py"], experiment, mechanisms)
-    assert deps[:2] == ["data", "build/index"]
-    assert "stages/gone.py" not in deps
+def test_every_stage_depends_on_the_code_that_it_runs() -> None:
+    found = {}
+    for path in (ROOT / "dvc.yaml", *ROOT.glob("pipeline/*/dvc.yaml")):
+        for stage, definition in YAML(typ="safe").load(path)["stages"].items():
+            command = " ".join(
+                definition["cmd"] if isinstance(definition["cmd"], list) else [definition["cmd"]]
+            )
+            assert f"stages/{SCRIPTS.get(stage, 'code_versions.py')}" in command
+            found[stage] = [dep for dep in definition["deps"] if dep.startswith("build/code/")]
+    assert found.pop("code") == []
+    assert found == {stage: [f"build/code/{stage}.txt"] for stage in SCRIPTS}
 
 
 class Project:
@@ -83,7 +48,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("stages", "pipeline", "dvc.yaml", "params.yaml"):
+        for name in ("stages", "pipeline", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / name)
@@ -110,9 +75,12 @@ class Project:
         )
         self.run("git", "init", "-q")
         self.run("dvc", "init", "-q")
-        self.run("git", "commit", "-q", "--allow-empty", "-m", "start")
-        self.run(sys.executable, "stages/sync.py")
         self.run("dvc", "add", "-q", "data")
+        self.commit()
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "-q", "-m", "as it is")
 
     def edit(self, **sections: dict[str, Any]) -> None:
         yaml = YAML()
@@ -340,3 +308,41 @@ def test_another_autoencoder_trains_no_network_again(project: Project) -> None:
         (project.folder / "params.yaml").write_text(before)
     families = {stage.partition(":")[0] for stage in changed}
     assert families == {"pipeline/sae/dvc.yaml"}
+
+
+def test_an_edit_of_comments_runs_nothing_and_one_of_code_what_it_can_change(
+    project: Project,
+) -> None:
+    script = project.folder / "stages" / "sharing.py"
+    before = script.read_text()
+    said = before.replace('"""', '"""Said otherwise. ', 1) + "# A comment.\n"
+    try:
+        for text, stages in ((said, set()), (said + "CHANGED = 1\n", {"sharing"})):
+            script.write_text(text)
+            project.run("dvc", "repro", "code")
+            changed = {
+                stage.rpartition(":")[2].partition("@")[0] for stage in project.changed_stages()
+            }
+            assert changed == stages
+    finally:
+        script.write_text(before)
+        project.run("dvc", "repro", "code")
+    assert project.changed_stages() == set()
+
+
+def test_a_selection_of_cells_is_an_experiment_that_trains_nothing(project: Project) -> None:
+    project.commit()
+    made = project.run(
+        "dvc", "exp", "run", "--temp", "-n", "only-low", "-S", "run.mixtures=[cg-low]"
+    )  # fmt: skip
+    assert "Running stage 'compare'" in made.stdout
+    assert "Running stage 'train" not in made.stdout
+    names = project.run("dvc", "exp", "list", "--name-only").stdout.split()
+    assert names == ["only-low"]
+    references = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout
+    (reference,) = [name for name in references.split() if name.endswith("/only-low")]
+    shown = project.run("git", "show", f"{reference}:metrics/summary.json")
+    assert [cell["mixture"] for cell in json.loads(shown.stdout)] == ["cg-low"]
+    # Nothing of it shows here.
+    assert project.changed_stages() == set()
+    assert len(json.loads((project.folder / "metrics" / "summary.json").read_text())) == 2

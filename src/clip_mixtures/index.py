@@ -25,6 +25,8 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.files import replacing
 
 SPLITS = ("train", "test")
+# The index of a base set is called after it; the others are one of a kind.
+BASE_PREFIX = "base-"
 # Rows are read back in groups of this many, of which this many are held at a time.
 _GROUP_ROWS = 1 << 16
 _GROUPS_HELD = 8
@@ -187,6 +189,12 @@ def read_index(path: Path, root: Path | None = None, columns: Sequence[str] | No
     if columns is None:
         check(frame, str(path))
     return Index(frame, root or Path(metadata[b"root"].decode()))
+
+
+def base_sets(index_folder: Path) -> dict[str, Path]:
+    """Return the base sets of a folder of indices by name."""
+    files = sorted(index_folder.glob(f"{BASE_PREFIX}*.parquet"))
+    return {file.stem.removeprefix(BASE_PREFIX): file for file in files}
 
 
 def read_chunks(

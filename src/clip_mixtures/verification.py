@@ -33,10 +33,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.files import replacing
+from clip_mixtures.files import replacing, sha256_file
 from clip_mixtures.images import ImageReader
 from clip_mixtures.index import SCHEMA as INDEX_SCHEMA
-from clip_mixtures.index import Index
+from clip_mixtures.index import Index, read_index
 from clip_mixtures.judgement import GOES_ON, REMARKS, UNREADABLE, Place, Verdict, judge
 from clip_mixtures.scratch import end_with_parent
 
@@ -179,6 +179,20 @@ def read_verification(path: Path, index_length: int, index_hash: str = "") -> pd
             "from another index; run it again"
         )
     return _to_frame(table)
+
+
+def verification_of(index: Path, verification: Path) -> pd.DataFrame:
+    """Read what was found when the images of an index were opened.
+
+    Args:
+        index: the index file.
+        verification: folder with a table of the same name.
+
+    Raises:
+        UserError: when it is absent, damaged or of another index.
+    """
+    length = len(read_index(index, columns=["split"]))
+    return read_verification(verification / index.name, length, sha256_file(index))
 
 
 def quarantine(table: pd.DataFrame, index: Index) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from clip_mixtures.corpora.classes import domainnet_classes, imagenet_synsets
 from clip_mixtures.corpora.conceptual_captions import index_tsv
 from clip_mixtures.corpora.domainnet import index_domainnet
-from clip_mixtures.index import write_index
+from clip_mixtures.index import BASE_PREFIX, write_index
 
 WIDTH, HEIGHT = 500, 375
 BASE = "generated"
@@ -78,7 +78,7 @@ def write_generated(
     in_base = images // 2
     paths = {
         "domains": folder / "domains.parquet",
-        f"base-{BASE}": folder / f"base-{BASE}.parquet",
+        f"{BASE_PREFIX}{BASE}": folder / f"{BASE_PREFIX}{BASE}.parquet",
     }
     _write_domains(folder / "domains", images - in_base, pictures, domains)
     write_index(paths["domains"], index_domainnet(folder / "domains", domains))
@@ -86,7 +86,7 @@ def write_generated(
     indexed = index_tsv(
         BASE, folder / "base" / "captions.tsv", None, folder / "base" / "images.zip"
     )
-    write_index(paths[f"base-{BASE}"], indexed.index)
+    write_index(paths[f"{BASE_PREFIX}{BASE}"], indexed.index)
     return paths
 
 

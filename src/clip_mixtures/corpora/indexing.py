@@ -20,7 +20,7 @@ from clip_mixtures.corpora.imagenet_captions import index_imagenet_captions
 from clip_mixtures.corpora.imagenet_sketch import index_imagenet_sketch
 from clip_mixtures.corpora.sources import Domains, Sources
 from clip_mixtures.errors import UserError
-from clip_mixtures.index import Index, write_index
+from clip_mixtures.index import BASE_PREFIX, Index, write_index
 
 
 def _imagenet_captions(name: str, **source: Any) -> BaseIndex:
@@ -69,7 +69,7 @@ def index_all(sources: Sources) -> Iterator[tuple[str, Index, Mapping[str, int]]
     for name, source in sources.bases.items():
         keys = {key: value for key, value in source.items() if key != "format"}
         base = _READERS[source["format"]](name, **keys)
-        yield f"base-{name}", base.index, base.left_out
+        yield f"{BASE_PREFIX}{name}", base.index, base.left_out
     if sources.imagenet_sketch is not None:
         yield "imagenet_sketch", index_imagenet_sketch(sources.imagenet_sketch), {}
     if sources.imagenet_train is not None:
@@ -92,7 +92,7 @@ def write_indices(sources: Sources, out: Path) -> list[str]:
             told.append(f"{len(index.class_names())} classes in {len(index.domains())} domains")
         write_index(out / f"{name}.parquet", index)
         empty = int((index.frame["caption"] == "").sum())
-        if empty and name.startswith("base-"):
+        if empty and name.startswith(BASE_PREFIX):
             told.append(f"{empty} of them with an empty caption")
         told += [f"{count} left out {reason}" for reason, count in left_out.items()]
         lines.append(f"{name}: {', '.join(told)}")

@@ -24,7 +24,7 @@ from clip_mixtures.evaluation.pixels import pack
 from clip_mixtures.evaluation.readers import Reader
 from clip_mixtures.evaluation.zero_shot import rank
 from clip_mixtures.index import read_index
-from clip_mixtures.mixtures.audit import verification_of
+from clip_mixtures.verification import verification_of
 
 # Predictions say whether the true class is among the first so many.
 TOP = 5

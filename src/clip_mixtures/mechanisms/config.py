@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.integration import RULES
 from clip_mixtures.mixtures.spec import PROTOCOLS
 from clip_mixtures.settings import (
     BelowOne,
@@ -24,8 +25,6 @@ Protocol = Annotated[str, OneOf(PROTOCOLS)]
 # relu: the published autoencoder; batch_topk: as many active units as a batch may have, not more.
 SAE_KINDS = ("relu", "batch_topk")
 KERNELS = ("linear", "rbf")
-# Where on the way to zero gradients are taken.
-RULES = ("left", "midpoint", "gauss-legendre")
 CIRCUIT_CLASSES = ("held_out", "all")
 RULE_OF_PROTOCOL = "protocol"
 FILLS = ("mean", "zero")

@@ -22,11 +22,10 @@ import pyarrow.compute as pc
 
 from clip_mixtures.corpora.captions import DOMAIN_TERMS
 from clip_mixtures.errors import UserError
-from clip_mixtures.files import sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.build import Rows
 from clip_mixtures.mixtures.spec import DOMAINS, Checks, Mixture
-from clip_mixtures.verification import read_verification
+from clip_mixtures.verification import verification_of
 
 # A report names this many of each kind; it counts them all.
 _EXAMPLES = 100
@@ -157,20 +156,6 @@ def _held_out_test_rows(frame: pd.DataFrame, mixture: Mixture) -> Rows:
         & frame["class_name"].isin(mixture.held_out)
     )
     return np.flatnonzero(tested.to_numpy(dtype=bool))
-
-
-def verification_of(index: Path, verification: Path) -> pd.DataFrame:
-    """Read what was found when the images of an index were opened.
-
-    Args:
-        index: the index file.
-        verification: folder with a table of the same name.
-
-    Raises:
-        UserError: when it is absent, damaged or of another index.
-    """
-    length = len(read_index(index, columns=["split"]))
-    return read_verification(verification / index.name, length, sha256_file(index))
 
 
 def _duplicates_report(

@@ -20,20 +20,19 @@ from clip_mixtures.corpora.imagenet_sketch import without_counterpart
 from clip_mixtures.corpora.sources import NO_BASE
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import atomic_write_json, atomic_write_text
-from clip_mixtures.index import read_index
+from clip_mixtures.index import BASE_PREFIX, base_sets, read_index
 from clip_mixtures.mixtures.audit import (
     audit,
     check_report,
     duplicate_rows,
-    verification_of,
 )
 from clip_mixtures.mixtures.build import Rows, count_table, select_rows
 from clip_mixtures.mixtures.published import identifier_of
 from clip_mixtures.mixtures.sketches import exchange
 from clip_mixtures.mixtures.spec import DOMAINS, SKETCHES, Checks, Mixture
 from clip_mixtures.mixtures.store import FACTS, write_mixture
+from clip_mixtures.verification import verification_of
 
-BASE_PREFIX = "base-"
 COUNTS = "counts.csv"
 AUDIT = "audit.json"
 _BASE_SPLITS = {"train": "train", "validation": "test"}
@@ -52,12 +51,6 @@ class Made:
     counts: pd.DataFrame
     audit: dict[str, Any]
     dropped: dict[str, int]
-
-
-def base_sets(index_folder: Path) -> dict[str, Path]:
-    """Return the base sets of a folder of indices by name."""
-    files = sorted(index_folder.glob(f"{BASE_PREFIX}*.parquet"))
-    return {file.stem.removeprefix(BASE_PREFIX): file for file in files}
 
 
 def make_mixture(

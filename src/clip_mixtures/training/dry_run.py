@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from clip_mixtures.corpora.generated import BASE
-from clip_mixtures.index import read_index
+from clip_mixtures.index import BASE_PREFIX, read_index
 from clip_mixtures.mixtures.build import Rows
 from clip_mixtures.mixtures.spec import DOMAINS, Mixture
 from clip_mixtures.mixtures.store import write_mixture
@@ -163,7 +163,7 @@ def _write_mixture(
     folder: Path, mixture: Mixture, indices: Mapping[str, Path], images: int
 ) -> None:
     """Take as many images as a batch has, half of them from the base set."""
-    base = f"base-{BASE}"
+    base = f"{BASE_PREFIX}{BASE}"
     is_train = read_index(indices[DOMAINS]).frame["split"].to_numpy() == "train"
     none = np.empty(0, dtype=np.int64)
     train: dict[str, Rows] = {

@@ -40,7 +40,7 @@ from clip_mixtures.training.processes import (
     wait_for_all,
 )
 
-CHECKPOINTS, CURVES, STATE = "checkpoints", "curves", "state.pt"
+CHECKPOINTS, CURVES, FACTS, STATE = "checkpoints", "curves", "training.json", "state.pt"
 
 # Points on the loss curve of a whole run. The state is saved at points, where the loss was checked,
 # if the last time was longer ago than this: a kill costs a two-hundredth of a run, or this much.

@@ -42,7 +42,6 @@ from clip_mixtures.training.supervised import (
     labels_of,
 )
 
-FACTS = "training.json"
 # What, of this package, decides what a run computes.
 _DECIDING_SOURCES = (
     "training",
@@ -160,7 +159,7 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
             }
             counts = {"train_images": len(made.feed), "without_label": made.left_out}
             everything = {**labels, **where, **counts, **facts, "recipe": recipe}
-            atomic_write_json(scratch / FACTS, everything)
+            atomic_write_json(scratch / loop.FACTS, everything)
             publish(scratch, out)
             # First the state, so that a folder that is only half removed is never continued.
             (scratch / loop.STATE).unlink(missing_ok=True)
@@ -271,7 +270,7 @@ def publish(scratch: Path, out: Path) -> None:
     # Copied, not moved: a kill in here must leave scratch whole for the next attempt.
     for name in (loop.CHECKPOINTS, loop.CURVES):
         shutil.copytree(scratch / name, building / name)
-    shutil.copy2(scratch / FACTS, building / FACTS)
+    shutil.copy2(scratch / loop.FACTS, building / loop.FACTS)
     if out.exists():
         shutil.rmtree(out)
     os.replace(building, out)
