@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A run is reproduced on this machine; nothing is reported anywhere.
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test setup check data lint types clean
+.PHONY: demo test test-browser test-remote test-slurm setup check data lint types clean
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -53,6 +53,19 @@ types: $(READY)
 test: lint types
 	@start=$$(date +%s); $(BIN)/python -m pytest; status=$$?; \
 	echo "make test: tests took $$(( $$(date +%s) - start )) s"; exit $$status
+
+# Chromium or Chrome where there is one; skipped with a message where not.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
+
+# A real S3 server on this machine, kills and faults.
+test-remote: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-s3.lock
+	$(BIN)/python -m pytest -m s3 tests/test_s3.py
+
+# A real SLURM of one node, where its packages may be installed.
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 clean:
 	rm -rf build report scratch dvc_plots .data-building-*

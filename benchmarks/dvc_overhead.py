@@ -26,6 +26,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from clip_mixtures.presets import apply_preset
+
 ROOT = Path(__file__).resolve().parents[1]
 _COPIED = ("dvc.yaml", "pipeline", "params.yaml", "presets", "stages", "src")
 _MIXTURES, _SEEDS = 26, 3
@@ -75,12 +77,11 @@ def _prepare(folder: Path, matrix: str) -> None:
 
 
 def _write_study(params: Path, presets: Path) -> None:
+    apply_preset(presets / "imagenet-captions.yaml", params)
     document = _yaml().load(params)
-    for name, value in _yaml().load(presets / "imagenet-captions.yaml").items():
-        document[name] = {**document[name], **value}
     keys = [f"mixture-{number:02}" for number in range(_MIXTURES)]
     document["mixtures"] = {
-        key: {"kind": "cg_high_diversity", "size": 1000 + index} for index, key in enumerate(keys)
+        key: {"kind": "cg_high_diversity", "size": 1000 + number} for number, key in enumerate(keys)
     }
     document["run"] = {
         "mixtures": keys,

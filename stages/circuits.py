@@ -37,6 +37,7 @@ from clip_mixtures.mechanisms.class_circuits import (
 )
 from clip_mixtures.mechanisms.config import CircuitsConfig
 from clip_mixtures.mixtures.spec import DOMAINS
+from clip_mixtures.mixtures.store import definition_of
 from clip_mixtures.scratch import discard, exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.data import fingerprint
@@ -70,7 +71,8 @@ def main() -> None:
     class_names = index.class_names()
     experiment = load_experiment(class_names=class_names)
     config = load_mechanisms(experiment).circuits
-    held_out = [class_names.index(name) for name in experiment.mixture(cell.mixture).held_out]
+    mixture = definition_of(BUILD / "mixtures" / cell.mixture)
+    held_out = [class_names.index(name) for name in mixture.held_out]
     images = ClassImages(
         evaluation_set(DOMAINS, DOMAIN_INDEX, VERIFICATION), config.images_per_class, config.seed
     )

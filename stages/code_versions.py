@@ -27,6 +27,7 @@ SCRIPTS = {
     "mixture": "mixture.py",
     "train": "train_clip.py",
     "evaluate": "evaluate.py",
+    "examples": "examples.py",
     "compare": "compare.py",
     "activations": "activations.py",
     "representation": "representation.py",

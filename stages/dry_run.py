@@ -33,6 +33,7 @@ from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import read_rows
 from clip_mixtures.presets import apply_preset
 from clip_mixtures.training.config import PRECISIONS, Recipe
+from clip_mixtures.training.cost import Speed, write_speeds
 from clip_mixtures.training.dry_run import DryRun, dry_run
 from clip_mixtures.training.models import create_clip
 from clip_mixtures.training.processes import (
@@ -42,9 +43,8 @@ from clip_mixtures.training.processes import (
     leave_processes,
     wait_for_all,
 )
-from experiment import BUILD, PARAMS, Experiment, Model, load_experiment
+from experiment import BUILD, PARAMS, PRESETS, Experiment, Model, load_experiment
 
-PRESETS = Path("presets")
 CPU_BATCH = 8
 # Pictures that are different; a batch of thousands takes them in turn.
 DIFFERENT = 64
@@ -73,6 +73,8 @@ def main() -> None:
             recipes = {key: experiment.model(key).recipe for key in models}
             found = {key: one for key, one in seen.items() if one}
             print(report(found, recipes, processes, images))
+            if args.save is not None:
+                write_speeds(args.save, {key: _speed(one, processes) for key, one in found.items()})
         wait_for_all(processes)
     leave_processes(processes)
 
@@ -93,6 +95,9 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help="training images of a run, for the steps of an epoch; by default those of the "
         "mixtures in build/",
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="JSON for the speeds, as stages/plan.py reads it"
     )
     parser.add_argument("--precision", choices=PRECISIONS, help="in place of the recipe's")
     args = parser.parse_args()
@@ -207,6 +212,16 @@ def _accuracy(checkpoint: Path, model: Model, index: Path, processes: Processes)
     portions = decoded(images, clip.image_size)
     table = predict_checkpoints(reader, {0: checkpoint}, images, portions, progress=False)
     return float((table["prediction"] == table["class_id"]).mean())
+
+
+def _speed(seen: DryRun, processes: Processes) -> Speed:
+    return Speed(
+        processes.device.type,
+        processes.world_size,
+        seen.precision,
+        seen.images_per_second,
+        seen.checkpoint_bytes,
+    )
 
 
 def _stored(experiment: Experiment) -> int | None:

@@ -20,6 +20,7 @@ from clip_mixtures.evaluation.zero_shot import prompt_templates
 from clip_mixtures.files import atomic_write_json, atomic_write_text, replacing
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
+from clip_mixtures.mixtures.store import definition_of
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.loop import CURVES, FACTS
 from clip_mixtures.training.models import create_clip
@@ -45,7 +46,7 @@ def main() -> None:
     domains = read_index(FILES[DOMAINS])
     class_names = domains.class_names()
     experiment = load_experiment(class_names=class_names)
-    mixture = experiment.mixture(cell.mixture)
+    mixture = definition_of(BUILD / "mixtures" / cell.mixture)
     reader = _reader(experiment, cell, class_names)
     checkpoints = list_checkpoints(BUILD / "runs" / cell.run / "checkpoints")
     out = BUILD / "evaluation" / cell.run

@@ -44,6 +44,7 @@ from clip_mixtures.training.config import (
 )
 
 PARAMS = Path("params.yaml")
+PRESETS = Path("presets")
 # What data.dvc pins, and every corpus lies under: a corpus elsewhere would change unseen.
 DATA = Path("data")
 BUILD = Path("build")

@@ -1,17 +1,15 @@
-"""What the comparison shows of the cells that were looked into: a table and figures."""
+"""What the comparison shows of the cells that were looked into: tables and figures."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms.circuit_tables import graph_from_tables
 from clip_mixtures.mechanisms.sae_training import read_curves
 from clip_mixtures.report import (
@@ -22,7 +20,9 @@ from clip_mixtures.report import (
     sae_figures,
     similarity_figures,
 )
-from clip_mixtures.report.page import Drawing
+from clip_mixtures.report.document import MISSING, Column, Entry, Table
+from clip_mixtures.report.drawings import Drawing
+from evaluated import existing, read_json
 from experiment import MECHANISMS, Cell, Experiment
 from mechanism_params import Mechanisms
 
@@ -61,17 +61,55 @@ def measures(experiment: Experiment, mechanisms: Mechanisms) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def drawings(experiment: Experiment, mechanisms: Mechanisms) -> Iterator[Drawing]:
-    """Draw everything about the cells that were looked into, one figure after the other."""
+def measures_table(measured: pd.DataFrame) -> Table:
+    """Tabulate the numbers of :func:`measures`, a row a cell."""
+    parts = list(dict.fromkeys(zip(measured["measure"], measured["of"], strict=True)))
+    columns = [Column("Run", heads_row=True)]
+    for measure, of in parts:
+        rows = (measured["measure"] == measure) & (measured["of"] == of)
+        chance = measured.loc[rows, "chance"].dropna()
+        beside = f" (chance {chance.mean():.2f})" if len(chance) else ""
+        columns.append(Column(f"{_words(measure)}, {of}{beside}", is_number=True))
+    rows_of_table = []
+    for run, found in measured.groupby("run", sort=False):
+        by_part = found.set_index(["measure", "of"]).to_dict("index")
+        entries = [_measure(by_part.get(part)) for part in parts]
+        rows_of_table.append((Entry(str(run)), *entries))
+    return Table(
+        "Measures",
+        "What was measured in the last checkpoints, with 95 % intervals; of the completeness error "
+        "of circuits, the quartiles.",
+        tuple(columns),
+        tuple(rows_of_table),
+    )
+
+
+def _measure(found: Mapping[Any, Any] | None) -> Entry:
+    if found is None:
+        return Entry(MISSING)
+    note = "" if pd.isna(found["low"]) else f"[{found['low']:.2f}, {found['high']:.2f}]"
+    return Entry(f"{found['estimate']:.2f}", round(float(found["estimate"]), 6), note)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def drawings(experiment: Experiment, mechanisms: Mechanisms) -> dict[str, list[Drawing]]:
+    """Return the figures of the cells that were looked into, by the part of the report."""
     parts = {
-        _embedding: mechanisms.cells,
-        _layers: mechanisms.cells,
-        _units: mechanisms.cells,
-        _circuits: mechanisms.circuit_cells,
+        "Embeddings": (_embedding, mechanisms.cells),
+        "Layers": (_layers, mechanisms.cells),
+        "Shared units": (_units, mechanisms.cells),
+        "Circuits": (_circuits, mechanisms.circuit_cells),
     }
-    for part, cells in parts.items():
-        for drawing in part(experiment, cells) if cells else ():
-            yield dataclasses.replace(drawing, name=f"mechanisms/{drawing.name}")
+    return {
+        name: [
+            dataclasses.replace(drawing, name=f"mechanisms/{drawing.name}")
+            for drawing in (part(experiment, cells) if cells else ())
+        ]
+        for name, (part, cells) in parts.items()
+    }
 
 
 def _embedding(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
@@ -83,12 +121,15 @@ def _embedding(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Draw
             for suffix, chosen in _pages(panels):
                 yield Drawing(
                     f"embedding_{part}_{domain}{suffix}",
-                    f"The embedding of {words}",
+                    f"The embedding of {words}{_part(suffix)}",
                     "A map of test images, one dot an image: what lies together is alike to the "
                     "network; how far apart two clusters lie means little.",
-                    embedding_figures.embedding_maps(
-                        chosen, test_domain=domain if part == "all" else None
+                    partial(
+                        embedding_figures.embedding_maps,
+                        chosen,
+                        test_domain=domain if part == "all" else None,
                     ),
+                    is_beside=_is_further(suffix),
                 )
     for name, heading, caption in (
         (
@@ -107,31 +148,31 @@ def _embedding(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Draw
         for suffix, chosen in _pages(distances):
             yield Drawing(
                 f"{name}{suffix}",
-                heading,
+                heading + _part(suffix),
                 caption,
-                embedding_figures.distance_heatmaps(chosen),
-                on_page=name == "class_distances",
+                partial(embedding_figures.distance_heatmaps, chosen),
+                is_beside=name != "class_distances" or _is_further(suffix),
             )
     for cell in cells:
-        last = cell == cells[-1]
         found = _table(cell, "representation", "mean_difference.csv")
         by_domain = {str(name): part for name, part in found.groupby("domain", sort=False)}
         yield Drawing(
             f"mean_difference_{cell.run}",
             f"Dimensions that tell a domain: {cell.run}",
             "Mean of each domain minus the mean of the others, dimension by dimension, sorted.",
-            embedding_figures.mean_difference(by_domain),
-            on_page=last,
+            partial(embedding_figures.mean_difference, by_domain),
+            run=cell.run,
         )
         domain = experiment.mixture(cell.mixture).test_domain
         yield Drawing(
             f"top_dimensions_{cell.run}",
             f"The two dimensions that tell {domain} most: {cell.run}",
             "One dot an image.",
-            embedding_figures.top_dimensions(
-                _table(cell, "representation", "top_dimensions.parquet")
+            partial(
+                embedding_figures.top_dimensions,
+                _table(cell, "representation", "top_dimensions.parquet"),
             ),
-            on_page=last,
+            run=cell.run,
         )
 
 
@@ -147,12 +188,16 @@ def _layers(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing
             for kernel in found["kernel"].unique():
                 yield Drawing(
                     f"cka_{kernel}_{subset}_{domain}",
-                    f"How alike {domain} and the other domains are represented, layer by layer",
+                    f"How alike {domain} and the other domains are represented, layer by layer: "
+                    f"{str(subset).replace('_', '-')} classes, {kernel} kernel",
                     "Centred kernel alignment of class means between two domains.",
-                    cka_figures.cka_curves(
-                        found[found["subset"] == subset], apart=domain, kernel=kernel
+                    partial(
+                        cka_figures.cka_curves,
+                        found[found["subset"] == subset],
+                        apart=domain,
+                        kernel=kernel,
                     ),
-                    on_page=subset == "held_out" and kernel == "linear",
+                    is_beside=subset != "held_out" or kernel != "linear",
                 )
 
 
@@ -162,16 +207,17 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
         "sae_training",
         "Sparse autoencoders",
         "How the autoencoders trained; hollow dots: test images.",
-        sae_figures.sae_training_curves(curves),
+        partial(sae_figures.sae_training_curves, curves),
     )
     sharing = {cell.run: _table(cell, "sharing", "sharing.csv") for cell in cells}
     for suffix, chosen in _pages(sharing):
         yield Drawing(
             f"sharing{suffix}",
-            "Units that two domains share",
+            f"Units that two domains share{_part(suffix)}",
             "Share of the most frequent units of a held-out class that two domains have in common, "
             "averaged over classes.",
-            sae_figures.sharing_matrices(chosen),
+            partial(sae_figures.sharing_matrices, chosen),
+            is_beside=_is_further(suffix),
         )
     scores = pd.DataFrame(
         [
@@ -184,11 +230,11 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
         "sharing_scores",
         "What the test domain shares with the others",
         "Mean over the other domains and the held-out classes, with 95 % intervals over classes.",
-        sae_figures.sharing_scores(scores),
+        partial(sae_figures.sharing_scores, scores),
     )
     for cell in cells:
         domain = experiment.mixture(cell.mixture).test_domain
-        yield from _examples(cell, domain, on_page=cell == cells[-1])
+        yield from _examples(cell, domain)
 
 
 def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]:
@@ -201,8 +247,10 @@ def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawi
             f"Units that the circuits of {domain} and of the other domains have in common",
             "Jaccard index of the strongest units of a held-out class in two domains, layer by "
             "layer.",
-            similarity_figures.node_similarity_curves(
-                found[found["group"] == "held_out"], apart=domain
+            partial(
+                similarity_figures.node_similarity_curves,
+                found[found["group"] == "held_out"],
+                apart=domain,
             ),
         )
     for suffix, chosen in _pages(graphs):
@@ -212,32 +260,38 @@ def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawi
         for score in together["score"].unique():
             yield Drawing(
                 f"graph_similarity_{score}{suffix}",
-                "Edges that the circuits of two domains have in common",
+                f"Edges that the circuits of two domains have in common{_part(suffix)}"
+                if score == "jaccard"
+                else f"Kernel of the circuits of two domains, {score}{_part(suffix)}",
                 "Jaccard index of the edges of a held-out class in two domains, averaged over "
                 "classes, with 95 % intervals over classes."
                 if score == "jaccard"
                 else "Weisfeiler-Lehman kernel of the circuits of a held-out class in two domains.",
-                similarity_figures.similarity_matrices(together, score=score, group="held_out"),
-                on_page=score == "jaccard",
+                partial(
+                    similarity_figures.similarity_matrices, together, score=score, group="held_out"
+                ),
+                is_beside=score != "jaccard" or _is_further(suffix),
             )
     for cell in cells:
-        last = cell == cells[-1]
-        yield _example_circuits(cell, on_page=last)
+        yield _example_circuits(cell)
         for mode, words in (("ablate", "taken away"), ("keep", "all that is left")):
             yield Drawing(
                 f"ablation_{mode}_{cell.run}",
-                f"What a circuit causes: {cell.run}",
+                f"What a circuit causes when it is {words}: {cell.run}",
                 "How far the margin of the class and its accuracy fall on images of each domain "
                 f"when the circuit is {words}, beside random units of the same number. Of all "
                 "domains: the units that all circuits have.",
-                ablation_figures.ablation_dots(
-                    _table(cell, "circuits", "ablation.parquet"), mode=mode, group="held_out"
+                partial(
+                    ablation_figures.ablation_dots,
+                    _table(cell, "circuits", "ablation.parquet"),
+                    mode=mode,
+                    group="held_out",
                 ),
-                on_page=last,
+                run=cell.run,
             )
 
 
-def _example_circuits(cell: Cell, on_page: bool) -> Drawing:
+def _example_circuits(cell: Cell) -> Drawing:
     units, edges = (_table(cell, "circuits", f"{name}.parquet") for name in ("units", "edges"))
     label = units["class_id"].iloc[0]
     units, edges = units[units["class_id"] == label], edges[edges["class_id"] == label]
@@ -245,7 +299,7 @@ def _example_circuits(cell: Cell, on_page: bool) -> Drawing:
         str(domain): graph_from_tables(part, edges[edges["domain"] == domain])
         for domain, part in units.groupby("domain", sort=False)
     }
-    path = _existing(MECHANISMS / "circuits" / cell.run / "examples.npz")
+    path = existing(MECHANISMS / "circuits" / cell.run / "examples.npz")
     with np.load(path, allow_pickle=False) as file:
         pictures = dict(zip(file["domains"].tolist(), file["images"], strict=True))
         name = str(file["class_name"])
@@ -254,14 +308,17 @@ def _example_circuits(cell: Cell, on_page: bool) -> Drawing:
         f"The circuits of a held-out class: {name} in {cell.run}",
         "The strongest units of each layer and the edges between them; a unit has the same place "
         "in all domains, and is the darker the more of them have it.",
-        circuit_figures.circuits_side_by_side(
-            graphs, {domain: pictures[domain] for domain in graphs}, title=name
+        partial(
+            circuit_figures.circuits_side_by_side,
+            graphs,
+            {domain: pictures[domain] for domain in graphs},
+            title=name,
         ),
-        on_page=on_page,
+        run=cell.run,
     )
 
 
-def _examples(cell: Cell, test_domain: str, on_page: bool) -> Iterator[Drawing]:
+def _examples(cell: Cell, test_domain: str) -> Iterator[Drawing]:
     units = _table(cell, "sharing", "units.csv").head(_SHOWN_UNITS)
     if units.empty:
         return
@@ -277,8 +334,14 @@ def _examples(cell: Cell, test_domain: str, on_page: bool) -> Iterator[Drawing]:
         "The images of each domain that activate a unit most. Behind its number stands the class "
         "for which the domains share it most"
         + (", and the word nearest to it." if "name" in units else "."),
-        sae_figures.unit_examples(images[:, shown], units["unit"].tolist(), domains, _notes(units)),
-        on_page=on_page,
+        partial(
+            sae_figures.unit_examples,
+            images[:, shown],
+            units["unit"].tolist(),
+            domains,
+            _notes(units),
+        ),
+        run=cell.run,
     )
 
 
@@ -310,6 +373,15 @@ def _with_facts(table: pd.DataFrame, facts: Mapping[str, Any]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame([facts] * len(table)), numbers], axis=1)
 
 
+def _part(suffix: str) -> str:
+    return f" ({suffix[1:]})" if suffix else ""
+
+
+def _is_further(suffix: str) -> bool:
+    """Whether a figure continues another one: the page shows the first and links to the others."""
+    return suffix not in ("", "_1")
+
+
 def _pages(tables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Share panels among figures: one of ninety would be too large to look at, or to draw."""
     names = list(tables)
@@ -319,22 +391,14 @@ def _pages(tables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table(cell: Cell, family: str, name: str) -> pd.DataFrame:
-    path = _existing(MECHANISMS / family / cell.run / name)
+    path = existing(MECHANISMS / family / cell.run / name)
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
 
 def _score(cell: Cell) -> dict[str, Any]:
-    path = _existing(MECHANISMS / "sharing" / cell.run / "score.json")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_json(MECHANISMS / "sharing" / cell.run / "score.json")
 
 
 def _numbers(interval: Mapping[str, float | None]) -> dict[str, float]:
     ends = {name: interval[name] for name in ("estimate", "low", "high")}
     return {name: np.nan if value is None else value for name, value in ends.items()}
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path}: missing; `dvc repro` makes it")
-    return path

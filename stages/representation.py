@@ -13,7 +13,8 @@ from clip_mixtures.index import read_index
 from clip_mixtures.mechanisms.activations import read_activations
 from clip_mixtures.mechanisms.cka import cka_table
 from clip_mixtures.mechanisms.represent import represent
-from experiment import ACTIVATIONS, INDEX, MECHANISMS, cell_of_arguments, load_experiment
+from clip_mixtures.mixtures.store import definition_of
+from experiment import ACTIVATIONS, BUILD, INDEX, MECHANISMS, cell_of_arguments, load_experiment
 from mechanism_params import load_mechanisms
 
 
@@ -25,7 +26,8 @@ def main() -> None:
         INDEX / "domains.parquet", columns=["class_id", "class_name"]
     ).class_names()
     experiment = load_experiment(class_names=class_names)
-    mixture, settings = experiment.mixture(cell.mixture), load_mechanisms(experiment)
+    settings = load_mechanisms(experiment)
+    mixture = definition_of(BUILD / "mixtures" / cell.mixture)
     held_out = [class_names.index(name) for name in mixture.held_out]
     found = read_activations(ACTIVATIONS / cell.run)
     bootstrap = experiment.evaluate

@@ -18,8 +18,10 @@ from clip_mixtures.mechanisms.activations import read_features
 from clip_mixtures.mechanisms.concepts import encode_words, name_units, read_vocabulary
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
 from clip_mixtures.mechanisms.shared_units import share_units
+from clip_mixtures.mixtures.store import definition_of
 from experiment import (
     ACTIVATIONS,
+    BUILD,
     INDEX,
     MECHANISMS,
     Cell,
@@ -41,7 +43,8 @@ def main() -> None:
     index = read_index(INDEX / "domains.parquet")
     class_names = index.class_names()
     experiment = load_experiment(class_names=class_names)
-    mixture, settings = experiment.mixture(cell.mixture), load_mechanisms(experiment).sharing
+    settings = load_mechanisms(experiment).sharing
+    mixture = definition_of(BUILD / "mixtures" / cell.mixture)
     found = read_features(ACTIVATIONS / cell.run)
     sae = load_sae(MECHANISMS / "sae" / cell.run / "sae.safetensors")
     shared = share_units(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from PIL import Image
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.report import figures, page, style, tables
+from clip_mixtures.report import figures, style, tables
+from clip_mixtures.report.markdown import table_markdown
 
 MIXTURES = ("natural-only", "leave-out-domain", "cg-low", "cg_high_diversity_of_five_domains")
 KINDS = dict(
@@ -200,7 +200,7 @@ def test_names_cannot_break_the_table() -> None:
 
 
 def test_counts_add_up_and_missing_parts_are_zero() -> None:
-    assert rows_of(tables.counts_markdown(COUNTS)) == [
+    assert rows_of(table_markdown(tables.counts_table(COUNTS))) == [
         ["Mixture", "base", "real held-out", "real seen", "sketch seen", "Total"],
         ["---", "---:", "---:", "---:", "---:", "---:"],
         ["cg-low", "2,000", "150", "900", "0", "3,050"],
@@ -262,7 +262,7 @@ def test_an_unusable_summary_is_a_users_mistake(summary: Any, message: str) -> N
 
 
 def test_unusable_counts_are_a_users_mistake() -> None:
-    for use in (tables.counts_markdown, figures.mixture_composition):
+    for use in (tables.counts_table, figures.mixture_composition):
         with pytest.raises(UserError, match="no column group"):
             use(COUNTS.drop(columns="group"))
         with pytest.raises(UserError, match="no rows"):
@@ -302,6 +302,39 @@ def test_saved_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
         "held.out.pdf",
         "held.out.png",
     ]
+
+
+def test_a_figure_is_written_in_the_formats_that_are_asked_for(tmp_path: Path) -> None:
+    figure = figures.mixture_composition(COUNTS)
+    (png,) = style.save_figure(figure, tmp_path / "x", ("png",))
+    assert [path.name for path in tmp_path.iterdir()] == [png.name] == ["x.png"]
+    with pytest.raises(ValueError, match=r"formats: is 'svg'; allowed: png, pdf"):
+        style.save_figure(figure, tmp_path / "y", ("png", "svg"))
+    assert not (tmp_path / "y.png").exists()
+
+
+def test_a_written_figure_is_what_matplotlib_draws_but_for_rounded_colours(tmp_path: Path) -> None:
+    figure = figures.mixture_composition(COUNTS)
+    (png,) = style.save_figure(figure, tmp_path / "x", ("png",))
+    with Image.open(png) as image:
+        written = np.asarray(image.convert("RGB"), dtype=int)
+        assert image.mode == "P"
+    with style.figure_style():
+        figure.savefig(tmp_path / "plain.png", dpi=style.PNG_DPI)
+    with Image.open(tmp_path / "plain.png") as image:
+        plain = np.asarray(image.convert("RGB"), dtype=int)
+    assert written.shape == plain.shape
+    assert np.abs(written - plain).mean() < 1
+    # Paper is white, not nearly so.
+    assert (written[0] == 255).all()
+
+
+def test_saving_leaves_the_figure_as_it_was(tmp_path: Path) -> None:
+    figure = figures.mixture_composition(COUNTS)
+    engine, dpi = figure.get_layout_engine(), figure.dpi
+    style.save_figure(figure, tmp_path / "x")
+    assert figure.get_layout_engine() is engine
+    assert figure.dpi == dpi
 
 
 def test_saving_replaces_a_file_instead_of_writing_into_it(tmp_path: Path) -> None:
@@ -455,109 +488,3 @@ def test_bars_stack_to_the_size_of_the_mixture() -> None:
     assert hatched == 300
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cg-low", "cg-high"]
     assert ax.yaxis_inverted()  # the first mixture is on top
-
-
-# Page
-
-
-class Reader(HTMLParser):
-    """Collects cells, images and unbalanced tags of a page."""
-
-    def __init__(self) -> None:
-        """Start with nothing read."""
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.images: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the tag, and begin a row, a cell or an image."""
-        self.tags.add(tag)
-        if tag == "img":
-            self.images.append(str(dict(attrs)["src"]))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Check that the tag closes the one opened last."""
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        """Add the text to the cell it stands in."""
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-
-
-def read(path: Path) -> Reader:
-    reader = Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
-    reader.close()
-    assert reader.open == []
-    return reader
-
-
-def test_page_holds_the_tables_and_the_very_images(tmp_path: Path) -> None:
-    png, _ = style.save_figure(figures.held_out_accuracy(study()), tmp_path / "held-out")
-    target = tmp_path / "deep" / "report.html"
-    page.write_page(
-        target,
-        title="When does it generalise?",
-        tables=[("Accuracies", tables.comparison_markdown(study(), classes=115))],
-        figures=[("Held-out", png, "Dots.")],
-        notes=["One seed says little."],
-    )
-    reader = read(target)
-    assert [row[0] for row in reader.rows] == ["Mixture", *MIXTURES]
-    assert reader.rows[1][2] == "5.0 [0.0, 10.0]"
-    (source,) = reader.images
-    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == png.read_bytes()
-    text = target.read_text()
-    assert "Chance is 0.9 % (115 classes)." in text
-    assert "One seed says little." in text
-    assert not re.search(r'(src|href)="(?!data:)|url\(|@import', text)  # nothing beside it
-    assert [path.name for path in target.parent.iterdir()] == ["report.html"]
-
-
-def test_markup_in_names_is_shown_and_not_obeyed(tmp_path: Path) -> None:
-    strange = '<script>"a|b"</script>&amp;'
-    target = tmp_path / "report.html"
-    page.write_page(
-        target,
-        title=strange,
-        tables=[(strange, tables.comparison_markdown([cell(strange, 0.2)]))],
-        figures=[],
-        notes=[strange],
-    )
-    reader = read(target)
-    assert "script" not in reader.tags
-    assert reader.rows[1][0] == strange
-    assert len(reader.rows[1]) == len(reader.rows[0]) == 6
-
-
-def test_markdown_blocks() -> None:
-    written = page.markdown_to_html(
-        "### One\n\ntwo\nlines\n\n| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
-    )
-    assert written.splitlines()[:2] == ["<h3>One</h3>", "<p>two lines</p>"]
-    assert '<tr><td>x|y</td><td class="right">1</td></tr>' in written
-
-
-def test_a_figure_that_cannot_be_embedded_is_named(tmp_path: Path) -> None:
-    text = tmp_path / "figure.png"
-    text.write_text("not an image")
-
-    def write(figure: Path) -> None:
-        page.write_page(
-            tmp_path / "report.html", title="", tables=[], figures=[("", figure, "")], notes=[]
-        )
-
-    with pytest.raises(UserError, match=r"figure\.png: not a PNG"):
-        write(text)
-    with pytest.raises(UserError, match=r"missing\.png: cannot read"):
-        write(tmp_path / "missing.png")
-    assert not (tmp_path / "report.html").exists()

@@ -17,9 +17,10 @@ from matplotlib.colors import to_hex
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation.robustness import logit
+from clip_mixtures.report.document import Paragraph, Table
 from clip_mixtures.report.robustness import (
     line_of,
-    robustness_markdown,
+    robustness_blocks,
     robustness_of_cells,
 )
 from clip_mixtures.report.robustness_figures import robustness_figure
@@ -217,28 +218,34 @@ def test_no_line_has_no_band() -> None:
 
 
 def test_the_last_checkpoints_are_tabulated() -> None:
-    found = table({"natural": NATURAL, "other|x": OTHER})
-    lines = robustness_markdown(found).splitlines()
-    assert lines[0].startswith("Accuracy in percent on seen classes")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert rows[0] == [
+    (found,) = robustness_blocks(table({"natural": NATURAL, "other|x": OTHER}))
+    assert isinstance(found, Table)
+    assert found.caption.startswith("Accuracy in percent on seen classes")
+    assert [column.name for column in found.columns] == [
         "Run", "Seen, natural", "Held-out, test domain", "Line of natural-only",
         "Effective robustness",
     ]  # fmt: skip
-    assert [row[:4] for row in rows[2:]] == [
+    assert [[entry.text for entry in row[:4]] for row in found.rows] == [
         # At ln 3 the line is at 4/3 ln 3, at -ln 3 at -2/3 ln 3.
         ["natural-rn-s0-sketch", "75.0", "75.0", "81.2"],
-        ["other&#124;x-rn-s0-sketch", "25.0", "90.0", "32.5"],
+        ["other|x-rn-s0-sketch", "25.0", "90.0", "32.5"],
     ]
-    assert re.fullmatch(r"\-6\.2 \[-\d+\.\d, \+0\.0\]", rows[2][4])
-    assert re.fullmatch(r"\+57\.5 \[\+\d\d\.\d, \+\d\d\.\d\]", rows[3][4])
+    (first, second) = (row[4] for row in found.rows)
+    assert first.text == "-6.2"
+    assert re.fullmatch(r"\[-\d+\.\d, \+0\.0\]", first.note)
+    assert second.text == "+57.5"
+    assert re.fullmatch(r"\[\+\d\d\.\d, \+\d\d\.\d\]", second.note)
+    assert (second.order or 0) > 57 > (first.order or 0)
 
 
 def test_where_there_is_no_line_the_table_says_why() -> None:
-    text = robustness_markdown(table({"other": OTHER}))
-    assert "| other-rn-s0-sketch | 25.0 | 90.0 | - | - |\n" in text
+    found, note = robustness_blocks(table({"other": OTHER}))
+    assert isinstance(found, Table)
+    assert [entry.text for entry in found.rows[0]] == [
+        "other-rn-s0-sketch", "25.0", "90.0", "-", "-",
+    ]  # fmt: skip
     why = "no checkpoint of a natural-only mixture was tested on the same images"
-    assert text.endswith(f"\n\nNo line: {why}.\n")
+    assert note == Paragraph(f"No line: {why}.")
 
 
 # The figure

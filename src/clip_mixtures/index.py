@@ -25,6 +25,8 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.files import replacing
 
 SPLITS = ("train", "test")
+# Row numbers of an index.
+Rows = npt.NDArray[np.int64]
 # The index of a base set is called after it; the others are one of a kind.
 BASE_PREFIX = "base-"
 # Rows are read back in groups of this many, of which this many are held at a time.

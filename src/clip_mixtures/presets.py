@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, MutableMapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,26 @@ def apply_preset(preset: Path, params: Path) -> list[str]:
         yaml.dump(current, text)
         atomic_write_text(params, text.getvalue())
     return changed
+
+
+@contextlib.contextmanager
+def laid_over(preset: Path | None, params: Path) -> Iterator[Path]:
+    """Give a parameter file with a preset's values, a copy that goes when the context ends.
+
+    Args:
+        preset: see :func:`apply_preset`; None for the file itself.
+        params: the file, which stays as it is.
+
+    Raises:
+        UserError: see :func:`apply_preset`.
+    """
+    if preset is None:
+        yield params
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(params, folder))
+        apply_preset(preset, copy)
+        yield copy
 
 
 def _load(yaml: YAML, path: Path) -> MutableMapping[str, Any]:

@@ -22,8 +22,7 @@ import pyarrow.compute as pc
 
 from clip_mixtures.corpora.captions import DOMAIN_TERMS
 from clip_mixtures.errors import UserError
-from clip_mixtures.index import read_index
-from clip_mixtures.mixtures.build import Rows
+from clip_mixtures.index import Rows, read_index
 from clip_mixtures.mixtures.spec import DOMAINS, Checks, Mixture
 from clip_mixtures.verification import verification_of
 

@@ -21,12 +21,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.index import Rows
 from clip_mixtures.mixtures.spec import NATURAL_DOMAIN, Mixture
 
 # The published trimming goes round the domains in this order.
 TRIM_ORDER = ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")
 
-Rows = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 

@@ -20,13 +20,13 @@ from clip_mixtures.corpora.imagenet_sketch import without_counterpart
 from clip_mixtures.corpora.sources import NO_BASE
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import atomic_write_json, atomic_write_text
-from clip_mixtures.index import BASE_PREFIX, base_sets, read_index
+from clip_mixtures.index import BASE_PREFIX, Rows, base_sets, read_index
 from clip_mixtures.mixtures.audit import (
     audit,
     check_report,
     duplicate_rows,
 )
-from clip_mixtures.mixtures.build import Rows, count_table, select_rows
+from clip_mixtures.mixtures.build import count_table, select_rows
 from clip_mixtures.mixtures.published import identifier_of
 from clip_mixtures.mixtures.sketches import exchange
 from clip_mixtures.mixtures.spec import DOMAINS, SKETCHES, Checks, Mixture

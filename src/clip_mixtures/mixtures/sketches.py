@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.mixtures.build import Rows, random_keys
+from clip_mixtures.index import Rows
+from clip_mixtures.mixtures.build import random_keys
 from clip_mixtures.mixtures.spec import ONE_CLASS, Mixture
 
 _PUBLISHED_SEED = 42

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json, read_text, replacing, sha256_file
-from clip_mixtures.mixtures.build import Rows
+from clip_mixtures.index import Rows
 from clip_mixtures.mixtures.spec import Mixture
 
 SPLITS = ("train", "validation")
@@ -104,6 +104,31 @@ def read_mixture(folder: Path) -> StoredMixture:
     Raises:
         UserError: for an absent or damaged folder, or an index that is absent or has changed.
     """
+    mixture, entries = _definition(folder)
+    indices = {}
+    for name, (file, wanted) in entries.items():
+        index = indices[name] = folder / file
+        if not index.is_file():
+            raise UserError(f"{index}: absent; the mixture at {folder} draws from it")
+        if sha256_file(index) != wanted:
+            raise UserError(
+                f"{index}: not the index that the mixture at {folder} was drawn from; build the "
+                "mixture again"
+            )
+    return StoredMixture(folder, mixture, indices)
+
+
+def definition_of(folder: Path) -> Mixture:
+    """Read what a mixture is, defaults filled in, without looking at what it was drawn from.
+
+    Raises:
+        UserError: for an absent or damaged folder.
+    """
+    return _definition(folder)[0]
+
+
+def _definition(folder: Path) -> tuple[Mixture, dict[str, tuple[str, str]]]:
+    """Return a mixture, and of each of its indices the file relative to the folder and its hash."""
     path = folder / FACTS
     if not path.is_file():
         raise UserError(
@@ -112,20 +137,13 @@ def read_mixture(folder: Path) -> StoredMixture:
         )
     try:
         facts = json.loads(read_text(path))
-        mixture = _mixture_from_json(facts["mixture"])
-        indices = {name: folder / entry["file"] for name, entry in facts["indices"].items()}
-        hashes = {name: entry["sha256"] for name, entry in facts["indices"].items()}
+        entries = {
+            name: (str(entry["file"]), str(entry["sha256"]))
+            for name, entry in facts["indices"].items()
+        }
+        return _mixture_from_json(facts["mixture"]), entries
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a mixture ({error!r}); build it again") from error
-    for name, index in indices.items():
-        if not index.is_file():
-            raise UserError(f"{index}: absent; the mixture at {folder} draws from it")
-        if sha256_file(index) != hashes[name]:
-            raise UserError(
-                f"{index}: not the index that the mixture at {folder} was drawn from; build the "
-                "mixture again"
-            )
-    return StoredMixture(folder, mixture, indices)
 
 
 def _mixture_from_json(value: Mapping[str, Any]) -> Mixture:

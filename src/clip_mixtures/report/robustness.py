@@ -16,14 +16,13 @@ import pandas as pd
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation.robustness import FloatArray, robustness_table
+from clip_mixtures.report.document import MISSING, Column, Entry, Paragraph, Table
 from clip_mixtures.report.tables import (
-    MISSING,
     REFERENCE_DOMAIN,
     Cell,
     Summary,
     check_summary,
     distinct,
-    escaped,
     interval_of,
     percent,
 )
@@ -34,6 +33,9 @@ FEWEST = 3
 TESTED = ["test_domain", "in_images", "out_images"]
 _IN, _OUT = "in_distribution", "out_of_distribution"
 _OF_LINE = ["predicted", "effective_robustness", "low", "high"]
+_HEADER = (
+    "Seen, natural", "Held-out, test domain", "Line of natural-only", "Effective robustness",
+)  # fmt: skip
 _COLUMNS = [*TESTED, "run", "mixture", "model", "last", _IN, _OUT, *_OF_LINE, "baseline", "note"]
 
 
@@ -131,43 +133,46 @@ def _table(
     return robustness_table(part, _OUT, [_IN], baseline, resamples, seed, counts=counts)
 
 
-def robustness_markdown(table: pd.DataFrame) -> str:
+def robustness_blocks(table: pd.DataFrame) -> tuple[Table | Paragraph, ...]:
     """Tabulate the last checkpoint of every run, in percent and percentage points.
 
     Args:
         table: of :func:`robustness_of_cells`.
 
     Returns:
-        Markdown: what is in the table, the table, and why runs have no line where they have none.
+        The table, and why runs have no line where they have none.
 
     Raises:
         UserError: the table lacks a column or has no rows.
     """
     check_robustness(table)
     last = table[table["last"]]
-    header = [
-        "Run", "Seen, natural", "Held-out, test domain", "Line of natural-only",
-        "Effective robustness",
-    ]  # fmt: skip
-    rows = [[escaped(row["run"]), *_numbers(row)] for row in last.to_dict("records")]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    said = (
+    columns = (
+        Column("Run", heads_row=True),
+        *(Column(name, is_number=True) for name in _HEADER),
+    )
+    rows = tuple((Entry(row["run"]), *_numbers(row)) for row in last.to_dict("records"))
+    caption = (
         "Accuracy in percent on seen classes in natural images and on held-out classes in the test "
         "domain; what the line through the natural-only checkpoints gives a model that is as good "
         "on natural images; and how many points the model lies above it, with the 95 % interval "
         "over the checkpoints of the line."
     )
-    notes = [f"No line: {note}." for note in distinct(last["note"]) if note]
-    written = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([said, written, *notes]) + "\n"
+    notes = (Paragraph(f"No line: {note}.") for note in distinct(last["note"]) if note)
+    return (Table("Effective robustness by run", caption, columns, rows), *notes)
 
 
-def _numbers(row: Mapping[Hashable, Any]) -> list[str]:
-    found = [percent(row[_IN]), percent(row[_OUT])]
+def _numbers(row: Mapping[Hashable, Any]) -> list[Entry]:
+    found = [_percent(row[_IN]), _percent(row[_OUT])]
     if row["note"]:
-        return [*found, MISSING, MISSING]
-    robust, low, high = (f"{100 * row[k]:+.1f}" for k in ("effective_robustness", "low", "high"))
-    return [*found, percent(row["predicted"]), f"{robust} [{low}, {high}]"]
+        return [*found, Entry(MISSING), Entry(MISSING)]
+    middle, low, high = (100 * float(row[k]) for k in ("effective_robustness", "low", "high"))
+    note = f"[{low:+.1f}, {high:+.1f}]"
+    return [*found, _percent(row["predicted"]), Entry(f"{middle:+.1f}", round(middle, 4), note)]
+
+
+def _percent(fraction: float) -> Entry:
+    return Entry(percent(fraction), round(100 * float(fraction), 4))
 
 
 def line_of(

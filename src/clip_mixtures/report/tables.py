@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.report.document import MISSING, Table, text_table
 
 Cell = Mapping[str, Any]
 Summary = Sequence[Cell]
@@ -27,7 +28,6 @@ Summary = Sequence[Cell]
 AVERAGE = "balanced"  # the average that tables and figures show
 REFERENCE_DOMAIN = "real"  # the domain that every mixture trains on
 GROUP_WORDS = {"held_out": "held-out", "seen": "seen", "base": "base"}
-MISSING = "-"
 
 _CELL_KEYS = ("run", "mixture", "model", "seed", "test_domain", "accuracies")
 _ROUNDED_TO = 6
@@ -124,7 +124,7 @@ def comparison_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def counts_markdown(counts: pd.DataFrame) -> str:
+def counts_table(counts: pd.DataFrame) -> Table:
     """Tabulate the training images of each mixture by domain and group.
 
     Args:
@@ -132,8 +132,8 @@ def counts_markdown(counts: pd.DataFrame) -> str:
             and ``images``; rows of the same mixture, domain and group add up.
 
     Returns:
-        A Markdown table: mixtures down, domain and group across, the total last. A combination
-        that a mixture lacks counts 0.
+        Mixtures down, domain and group across, the total last. A combination that a mixture lacks
+        counts 0.
 
     Raises:
         UserError: ``counts`` lacks a column or has no rows.
@@ -142,11 +142,11 @@ def counts_markdown(counts: pd.DataFrame) -> str:
     columns = ordered_parts(counts)
     header = ["Mixture", *(part_name(*column) for column in columns), "Total"]
     sums = counts.groupby(["mixture", "domain", "group"])["images"].sum().to_dict()
-    rows = []
+    rows: list[list[object]] = []
     for mixture in distinct(counts["mixture"]):
         images = [int(sums.get((mixture, *column), 0)) for column in columns]
-        rows.append([mixture, *(f"{value:,}" for value in (*images, sum(images)))])
-    return _markdown_table(header, rows, text_columns=1) + "\n"
+        rows.append([mixture, *images, sum(images)])
+    return text_table("Mixtures", "Training images by domain and group of classes.", header, rows)
 
 
 def headline(summary: Summary, kinds: Mapping[str, str] | None = None) -> dict[str, float]:

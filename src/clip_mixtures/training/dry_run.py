@@ -24,8 +24,7 @@ import pandas as pd
 import torch
 
 from clip_mixtures.corpora.generated import BASE
-from clip_mixtures.index import BASE_PREFIX, read_index
-from clip_mixtures.mixtures.build import Rows
+from clip_mixtures.index import BASE_PREFIX, Rows, read_index
 from clip_mixtures.mixtures.spec import DOMAINS, Mixture
 from clip_mixtures.mixtures.store import write_mixture
 from clip_mixtures.training import loop

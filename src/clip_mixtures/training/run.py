@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from clip_mixtures.files import atomic_write_json, remove_parts, sha256_file
-from clip_mixtures.index import Index, read_index
-from clip_mixtures.mixtures.build import Rows
+from clip_mixtures.index import Index, Rows, read_index
 from clip_mixtures.mixtures.captions import captions_of
 from clip_mixtures.mixtures.spec import DOMAINS, Mixture
 from clip_mixtures.mixtures.store import read_mixture

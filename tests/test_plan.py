@@ -1,0 +1,102 @@
+"""What a matrix will cost, and what is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from clip_mixtures.errors import UserError
+from clip_mixtures.files import read_yaml
+from clip_mixtures.presets import laid_over
+from clip_mixtures.training.config import TrainConfig, train_config_from_params
+from clip_mixtures.training.cost import (
+    Cost,
+    Speed,
+    evaluation_cost,
+    kept_checkpoints,
+    read_speeds,
+    training_cost,
+    write_speeds,
+)
+from experiment import load_experiment
+from mechanism_params import load_mechanisms
+from plan import CACHED, TO_RUN, UP_TO_DATE, costs_table, stages_table
+from work import stages_of
+
+ROOT = Path(__file__).parent.parent
+SPEED = Speed("cuda", 4, "amp", images_per_second=400.0, checkpoint_bytes=10**9)
+
+
+def recipe(**changes: int) -> TrainConfig:
+    params = read_yaml(ROOT / "params.yaml")["train"]
+    return train_config_from_params({**params, **changes})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "keep_last", "kept"),
+    [(32, 1, 0, 33), (32, 1, 5, 6), (12, 4, 0, 4), (10, 4, 0, 4), (1, 4, 3, 2)],
+)
+def test_kept_checkpoints(epochs: int, every: int, keep_last: int, kept: int) -> None:
+    found = recipe(epochs=epochs, checkpoint_every=every, keep_last=keep_last)
+    assert kept_checkpoints(found) == kept
+
+
+def test_training_takes_whole_batches_and_every_device_of_them() -> None:
+    # Two batches of 64 of 150 images: 12 epochs of 128 images at 400 a second, on four devices.
+    cost = training_cost(recipe(epochs=12, global_batch_size=64), 150, SPEED)
+    assert cost.hours == pytest.approx(12 * 128 / 400 * 4 / 3600)
+    assert cost.disk_bytes == kept_checkpoints(recipe(epochs=12)) * 10**9
+
+
+def test_evaluating_is_a_third_of_training_and_leaves_no_checkpoints() -> None:
+    found = recipe(epochs=2, checkpoint_every=1, keep_last=0)
+    cost = evaluation_cost(found, 1200, SPEED)
+    assert cost.hours == pytest.approx(3 * 1200 / 3 / 400 * 4 / 3600)
+    assert cost.disk_bytes == 0
+
+
+def test_speeds_of_other_models_stay(tmp_path: Path) -> None:
+    path = tmp_path / "speeds.json"
+    other = dataclasses.replace(SPEED, device="cpu")
+    write_speeds(path, {"a": SPEED})
+    write_speeds(path, {"b": other})
+    assert read_speeds(path) == {"a": SPEED, "b": other}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": {"device": "cpu"}}', '{"a": 1}'])
+def test_damaged_speeds_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "speeds.json").write_text(text)
+    with pytest.raises(UserError, match=r"speeds\.json: no measured speeds"):
+        read_speeds(tmp_path / "speeds.json")
+
+
+def test_a_preset_is_laid_over_a_copy() -> None:
+    before = (ROOT / "params.yaml").read_text()
+    with laid_over(ROOT / "presets" / "cc12m.yaml", ROOT / "params.yaml") as params:
+        assert load_experiment(params).train.epochs == 32
+    assert not params.exists()
+    assert (ROOT / "params.yaml").read_text() == before
+
+
+def test_the_table_counts_every_stage_once() -> None:
+    experiment = load_experiment(ROOT / "params.yaml")
+    mechanisms = load_mechanisms(experiment, ROOT / "params.yaml")
+    cells = {cell: stages_of(cell, mechanisms) for cell in experiment.cells}
+    states = {"corpus": UP_TO_DATE, cells[experiment.cells[0]][0]: CACHED}
+    lines = stages_table(states, cells, experiment, mechanisms).splitlines()
+    rows = {line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[1:] for line in lines[4:]}
+    assert rows["corpus"] == ["1", "1", "0", "0"]
+    assert rows["train"] == ["8", "0", "1", "7"]
+    assert rows["circuits"] == ["4", "0", "0", "4"]
+    stages = 5 + 4 + sum(len(names) for names in cells.values())
+    assert rows["together"] == [str(stages), "1", "1", str(stages - 2)]
+    assert TO_RUN in lines[2]
+
+
+def test_costs_add_up() -> None:
+    text = costs_table({"a": Cost(1.5, 10**9), "b": Cost(2.0, 5 * 10**8)})
+    assert text.splitlines()[-1] == "| together | 3.50 | 1.50 GB |"
+    assert json.dumps(dataclasses.asdict(Cost())) == '{"hours": 0.0, "disk_bytes": 0}'
