@@ -20,7 +20,7 @@ from tqdm import tqdm
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.evaluation.predictions import evaluation_set
 from clip_mixtures.evaluation.zero_shot import prompt_templates, text_classifier
-from clip_mixtures.files import replacing, sha256_file
+from clip_mixtures.files import atomic_write_json, replacing, sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.mechanisms.ablation import mean_activations
 from clip_mixtures.mechanisms.checkpoint import Checkpoint
@@ -38,11 +38,12 @@ from clip_mixtures.mechanisms.class_circuits import (
 from clip_mixtures.mechanisms.config import CircuitsConfig
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import definition_of
-from clip_mixtures.scratch import discard, exclusive
+from clip_mixtures.scratch import exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.data import fingerprint
 from experiment import (
     BUILD,
+    FACTS,
     INDEX,
     MECHANISMS,
     VERIFICATION,
@@ -128,9 +129,12 @@ def main() -> None:
                 domains=index.domains(),
                 images=images.thumbnails(classes[0], index.domains(), EXAMPLES, THUMBNAIL),
             )
-        discard(scratch)
-    errors = tables["completeness"]["error"]
-    print(f"{cell.run}: {len(classes)} classes, median error of completeness {errors.median():.1%}")
+        error = float(tables["completeness"]["error"].median())
+        facts = {"classes": [class_names[label] for label in classes], "median_error": error}
+        atomic_write_json(out / FACTS, facts)
+        # The classes stay until the circuits are in dvc.lock, which the comparison knows.
+        atomic_write_json(scratch / FACTS, facts)
+    print(f"{cell.run}: {len(classes)} classes, median error of completeness {error:.1%}")
 
 
 def _scratch(experiment: Experiment, cell: Cell, config: CircuitsConfig) -> Path:

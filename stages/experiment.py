@@ -49,6 +49,8 @@ PRESETS = Path("presets")
 DATA = Path("data")
 BUILD = Path("build")
 INDEX = BUILD / "index"
+# Facts of an analysis, beside what it found.
+FACTS = "facts.json"
 VERIFICATION = BUILD / "verification"
 ACTIVATIONS = BUILD / "activations"
 MECHANISMS = BUILD / "mechanisms"

@@ -20,7 +20,7 @@ from clip_mixtures.mechanisms.training_features import (
     features_of_tests,
     training_features,
 )
-from clip_mixtures.scratch import discard, exclusive
+from clip_mixtures.scratch import exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.data import fingerprint
 from clip_mixtures.training.loop import CURVES
@@ -28,6 +28,7 @@ from clip_mixtures.training.processes import decoding_workers
 from experiment import (
     ACTIVATIONS,
     BUILD,
+    FACTS,
     INDEX,
     MECHANISMS,
     VERIFICATION,
@@ -75,8 +76,9 @@ def main() -> None:
             checkpoint.normalisation.device,
         )
         shutil.copytree(training / CURVES, out / CURVES, dirs_exist_ok=True)
-        atomic_write_json(out / "facts.json", {"features": len(features), **facts})
-        discard(scratch)
+        atomic_write_json(out / FACTS, {"features": len(features), **facts})
+        # The autoencoder itself stays until it is in dvc.lock, which the next stage knows.
+        atomic_write_json(scratch / FACTS, {"features": len(features), **facts})
     print(f"{cell.run}: {facts}")
 
 

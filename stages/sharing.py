@@ -5,6 +5,7 @@ python stages/sharing.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from clip_mixtures.mechanisms.concepts import encode_words, name_units, read_voc
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
 from clip_mixtures.mechanisms.shared_units import share_units
 from clip_mixtures.mixtures.store import definition_of
+from clip_mixtures.scratch import forget
 from experiment import (
     ACTIVATIONS,
     BUILD,
+    FACTS,
     INDEX,
     MECHANISMS,
     Cell,
@@ -83,6 +86,9 @@ def main() -> None:
         "left_out": [class_names[class_id] for class_id in shared.left_out],
     }
     atomic_write_json(out / "score.json", facts)
+    # This stage runs when the autoencoder is in dvc.lock.
+    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "sae"
+    forget(scratch, cell.run, MECHANISMS / "sae" / cell.run / FACTS)
     print(f"{cell.run}: {facts}")
 
 

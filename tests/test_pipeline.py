@@ -265,6 +265,9 @@ def test_a_killed_training_is_finished_by_the_next_repro(project: Project) -> No
     # Without force DVC would take the earlier result from its cache, and prove nothing.
     project.run(*command)
     assert project.checkpoint(run, 2) == whole
+    # Until it is evaluated, for DVC might have been killed before it recorded the training.
+    assert [folder.name.rpartition("-")[0] for folder in scratch.iterdir()] == [run]
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate@cg-low-sample-rn-0")
     assert not list(scratch.iterdir())
     assert project.changed_stages() == set()
 

@@ -506,8 +506,8 @@ def test_objects_that_cannot_be_read_are_no_corrupted_ones() -> None:
 
 def test_what_is_pushed_and_reads_back_otherwise_is_not_mended() -> None:
     answers: dict[str, list[str | Exception]] = {
-        oid_of(1): ["wrong"] * 2 + [FileNotFoundError(), "wrong", UserError("broke")],
-        oid_of(2): ["wrong"] * 2 + [FileNotFoundError(), oid_of(2)],
+        oid_of(1): ["wrong", "wrong", FileNotFoundError(), "wrong", UserError("broke")],
+        oid_of(2): ["wrong", "wrong", FileNotFoundError(), oid_of(2)],
     }
     remote, outputs = Fake(answers), outputs_of(1, 2)
     remote.forget = lambda: None  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
 """Remotes on a real S3 server: travel there and back, every failure, and what a user sees of it.
 
 A pipeline of two stages stands in for the real one; it notes every execution, so that "nothing was
-trained again" is a number. Not part of `make test`: `make test-s3`.
+trained again" is a number. Not part of `make test`: `make test-remote`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from clip_mixtures.images import pack
 from clip_mixtures.index import Index, read_index, write_index
 from clip_mixtures.mixtures.spec import Mixture
 from clip_mixtures.mixtures.store import write_mixture
-from clip_mixtures.scratch import exclusive
+from clip_mixtures.scratch import exclusive, forget
 from clip_mixtures.training import clip, loop
 from clip_mixtures.training import run as run_module
 from clip_mixtures.training.architectures import known_architectures
@@ -267,33 +267,65 @@ def published(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("moment", ["copy2", "rmtree"])
 def test_a_kill_while_publishing_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = make_run(tmp_path)
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0)
     train_run(toy, tmp_path / "scratch", tmp_path / "whole", {})
-    genuine = getattr(shutil, moment)
     calls = []
 
     def die(path: Path, *rest: Any, **more: Any) -> Any:
-        # The first removal is that of an earlier attempt; the last one is of scratch.
         calls.append(path)
-        if moment == "copy2" or Path(path).parent.name == "scratch":
-            raise KeyboardInterrupt
-        return genuine(path, *rest, **more)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, moment, die)
-    with pytest.raises(KeyboardInterrupt):
-        train_run(toy, tmp_path / "scratch", tmp_path / "killed", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copy2", die)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(toy, tmp_path / "scratch", tmp_path / "killed", {})
     assert calls
-    monkeypatch.setattr(shutil, moment, genuine)
     scratch = tmp_path / "scratch" / toy.scratch_name()
     (scratch / "checkpoints" / ".epoch_002.safetensors.x.part").write_bytes(b"half")
     train_run(toy, tmp_path / "scratch", tmp_path / "killed", {})
     assert published(tmp_path / "killed") == published(tmp_path / "whole")
-    assert not scratch.exists()
+
+
+def test_a_result_that_is_lost_before_it_is_on_record_is_there_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = make_run(tmp_path)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0)
+    train_run(toy, tmp_path / "scratch", tmp_path / "out", {})
+    before = published(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+
+    genuine, steps = torch.optim.AdamW.step, []
+
+    def counted(self: torch.optim.AdamW, *rest: Any) -> Any:
+        steps.append(self)
+        return genuine(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    train_run(toy, tmp_path / "scratch", tmp_path / "out", {})
+    assert published(tmp_path / "out") == before
+    # At most what came after the last saved state.
+    assert len(steps) <= 1
+
+
+def test_scratch_of_a_finished_run_is_forgotten_and_no_other(tmp_path: Path) -> None:
+    root, out = tmp_path / "scratch", tmp_path / "out"
+    folders = {
+        "one-0123456789abcdef": "done", "one-aaaaaaaaaaaaaaaa": "other",
+        "one-bbbbbbbbbbbbbbbb": None, "one-two-0123456789abcdef": "done",
+    }  # fmt: skip
+    for name, text in folders.items():
+        (root / name).mkdir(parents=True)
+        if text is not None:
+            (root / name / "training.json").write_text(text)
+    out.mkdir()
+    (out / "training.json").write_text("done")
+    forget(root, "one", out / "training.json")
+    assert sorted(path.name for path in root.iterdir()) == sorted(folders)[1:]
 
 
 def test_the_scratch_folder_follows_everything_that_decides(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from clip_mixtures.training.supervised import (
     labels_of,
 )
 
+_PACKED = "images-{}.uint8"
 # What, of this package, decides what a run computes.
 _DECIDING_SOURCES = (
     "training",
@@ -131,7 +132,7 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
 
     Args:
         run: what to train.
-        scratch_root: folder for unfinished runs.
+        scratch_root: folder for unfinished runs, and for finished ones until they are forgotten.
         out: folder that appears whole at the end: checkpoints, loss curves, facts.
         labels: what else to write among the facts.
 
@@ -160,9 +161,10 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
             everything = {**labels, **where, **counts, **facts, "recipe": recipe}
             atomic_write_json(scratch / loop.FACTS, everything)
             publish(scratch, out)
-            # First the state, so that a folder that is only half removed is never continued.
-            (scratch / loop.STATE).unlink(missing_ok=True)
-            shutil.rmtree(scratch)
+            # The rest stays until whoever asked for the run has it on record (`scratch.forget`):
+            # DVC, killed before it has, removes the result and runs the stage again.
+            for packed in scratch.glob(_PACKED.format("*")):
+                packed.unlink()
     leave_processes(processes)
 
 
@@ -242,7 +244,7 @@ def _feed(
             normalisation,
             decoding_workers(),
         )
-    packed = scratch / f"images-{model.image_size}.uint8"
+    packed = scratch / _PACKED.format(model.image_size)
     if processes.is_first_here:
         pack_rows(chosen.parts, model.image_size, packed, write=True)
     wait_for_all(processes)
