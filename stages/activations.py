@@ -15,9 +15,11 @@ from clip_mixtures.training.processes import decoding_workers
 from experiment import ACTIVATIONS, INDEX, VERIFICATION, cell_of_arguments, load_experiment
 from looked_into import checkpoint_of
 from mechanism_params import load_mechanisms
+from steady import steady
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/activations/<run>/."""
     cell, experiment = cell_of_arguments(__doc__), load_experiment()

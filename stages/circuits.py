@@ -54,6 +54,7 @@ from experiment import (
 )
 from looked_into import checkpoint_of, code_version
 from mechanism_params import load_mechanisms
+from steady import steady
 
 DOMAIN_INDEX = INDEX / "domains.parquet"
 # Tables that are kept: what was found of each class, and the comparison.
@@ -65,6 +66,7 @@ EXAMPLES, THUMBNAIL = 4, 64
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/mechanisms/circuits/<run>/: circuits, their comparison, ablations, examples."""
     cell = cell_of_arguments(__doc__)

@@ -23,10 +23,12 @@ from evaluated import EXAMPLES, existing
 from experiment import FACTS, MECHANISMS, METRICS, REPORT, load_experiment
 from mechanism_params import load_mechanisms
 from sections import FIGURES, IMAGES, held_out_frame, report_document, study_drawings
+from steady import steady
 from study import Study
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write metrics/ and report/."""
     experiment = load_experiment()

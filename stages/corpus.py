@@ -10,9 +10,11 @@ from clip_mixtures.corpora.indexing import write_indices
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.index import read_index
 from experiment import DATA, INDEX, load_experiment
+from steady import steady
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/index/, one file for each corpus."""
     experiment = load_experiment()

@@ -36,12 +36,14 @@ from experiment import (
     cell_of_arguments,
     load_experiment,
 )
+from steady import steady
 
 IMAGENET = "imagenet"
 FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validation.parquet"}
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/evaluation/<run>/: predictions, metrics.json, classes, confusions, training/."""
     cell = cell_of_arguments(__doc__)

@@ -21,11 +21,13 @@ from clip_mixtures.report.examples import THUMBNAIL, choose_examples, webp
 from clip_mixtures.report.provenance import pinned_data
 from evaluated import EXAMPLES, PINNED, last_answers
 from experiment import DATA, INDEX, load_experiment
+from steady import steady
 
 PIN = DATA.with_suffix(".dvc")
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/examples/: thumbnails, examples.csv with the answers, data.json with the pin."""
     pinned = pinned_data(read_yaml(PIN), str(PIN))

@@ -11,9 +11,11 @@ from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.make import make_mixture
 from experiment import BUILD, INDEX, VERIFICATION, load_experiment
+from steady import steady
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/mixtures/<mixture>/: rows, definition, counts and audit."""
     parser = argparse.ArgumentParser(description=__doc__)

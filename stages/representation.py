@@ -16,9 +16,11 @@ from clip_mixtures.mechanisms.represent import represent
 from clip_mixtures.mixtures.store import definition_of
 from experiment import ACTIVATIONS, BUILD, INDEX, MECHANISMS, cell_of_arguments, load_experiment
 from mechanism_params import load_mechanisms
+from steady import steady
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/mechanisms/representation/<run>/."""
     cell = cell_of_arguments(__doc__)

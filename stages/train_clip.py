@@ -14,12 +14,14 @@ from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import sha256_file
 from clip_mixtures.training.run import Run, train_run
 from experiment import BUILD, cell_of_arguments, load_experiment
+from steady import steady
 
 # DVC keeps it in step with the data before any stage runs.
 PINNED_DATA = Path("data.dvc")
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/runs/<run>/: checkpoints, loss curves and facts of the run."""
     cell = cell_of_arguments(__doc__)

@@ -15,9 +15,11 @@ from clip_mixtures.files import atomic_write_json, atomic_write_text, sha256_fil
 from clip_mixtures.index import read_index
 from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
 from experiment import INDEX, VERIFICATION, load_experiment
+from steady import steady
 
 
 @reports_user_errors
+@steady
 def main() -> None:
     """Write build/verification/: a table for each index, quarantine.csv and summary.json."""
     allowed = load_experiment().unreadable_share
