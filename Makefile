@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 DEMO ?=
+# Test files at a time, each single-threaded.
+JOBS ?= 2
 
 # `python`, `torchrun`, `dvc` and `npm` in the pipeline's commands are those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -51,7 +53,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 test: lint types
-	@start=$$(date +%s); $(BIN)/python -m pytest; status=$$?; \
+	@start=$$(date +%s); OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile; status=$$?; \
 	echo "make test: tests took $$(( $$(date +%s) - start )) s"; exit $$status
 
 # Chromium or Chrome where there is one; skipped with a message where not.

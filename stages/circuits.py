@@ -51,6 +51,7 @@ from experiment import (
     Experiment,
     cell_of_arguments,
     load_experiment,
+    scratch_root,
 )
 from looked_into import checkpoint_of, code_version
 from mechanism_params import load_mechanisms
@@ -134,7 +135,7 @@ def main() -> None:
         error = float(tables["completeness"]["error"].median())
         facts = {"classes": [class_names[label] for label in classes], "median_error": error}
         atomic_write_json(out / FACTS, facts)
-        # The classes stay until the circuits are in dvc.lock, which the comparison knows.
+        # The classes stay until DVC has it on record.
         atomic_write_json(scratch / FACTS, facts)
     print(f"{cell.run}: {len(classes)} classes, median error of completeness {error:.1%}")
 
@@ -149,7 +150,7 @@ def _scratch(experiment: Experiment, cell: Cell, config: CircuitsConfig) -> Path
         experiment.evaluate,
         code_version(),
     )
-    root = Path(os.environ.get("SCRATCH") or "scratch") / "circuits"
+    root = scratch_root() / "circuits"
     return root / f"{cell.run}-{made_from}"
 
 

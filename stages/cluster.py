@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import shutil
 import signal
 import sys
@@ -24,19 +23,19 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clip_mixtures.cluster import prepare, submit
 from clip_mixtures.errors import UserError, reports_user_errors, unknown
 from clip_mixtures.files import read_yaml
-from clip_mixtures.leash import Leash
-from clip_mixtures.sbatch import (
+from clip_mixtures.scheduling.cluster import prepare, submit
+from clip_mixtures.scheduling.leash import Leash
+from clip_mixtures.scheduling.sbatch import (
     Resources,
     job_script,
     minutes_of,
     sbatch_options,
     slurm_executor,
 )
-from clip_mixtures.snapshots import check_tracked, run_dvc
-from clip_mixtures.submissions import (
+from clip_mixtures.scheduling.snapshots import check_tracked, run_dvc
+from clip_mixtures.scheduling.submissions import (
     DONE,
     FAILED,
     IN_FLIGHT,
@@ -52,8 +51,8 @@ from clip_mixtures.submissions import (
     restore,
     tidy,
 )
-from clip_mixtures.workers import last_lines
-from experiment import Cell, Experiment, load_experiment
+from clip_mixtures.scheduling.workers import last_lines
+from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
 from work import SHARED_STAGE, cells_to_do, stages_of
 
@@ -174,7 +173,7 @@ def _root() -> Path:
 
 
 def _scratch() -> Path:
-    return Path(os.environ.get("SCRATCH") or "scratch").resolve()
+    return scratch_root().resolve()
 
 
 def _jobs(cells: Sequence[Cell], mechanisms: Mechanisms) -> list[CellJob]:

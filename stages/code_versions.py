@@ -53,6 +53,12 @@ def code_of(
     }
 
 
+def code_lines(stage: str) -> list[str]:
+    """Return the lines of a stage's file in build/code/, as they should be now."""
+    versions = code_of({stage: STAGES / SCRIPTS[stage]})[stage]
+    return [f"{version}  {path}" for path, version in versions.items()]
+
+
 @reports_user_errors
 def main() -> None:
     """Write build/code/."""

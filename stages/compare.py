@@ -6,7 +6,6 @@ python stages/compare.py
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +17,9 @@ from clip_mixtures.report import tables
 from clip_mixtures.report.drawings import save_drawings
 from clip_mixtures.report.markdown import write_markdown
 from clip_mixtures.report.page import write_page
-from clip_mixtures.scratch import forget
 from evaluated import EXAMPLES, existing
-from experiment import FACTS, MECHANISMS, METRICS, REPORT, load_experiment
+from experiment import METRICS, REPORT, load_experiment
+from finished import forget_finished
 from mechanism_params import load_mechanisms
 from sections import FIGURES, IMAGES, held_out_frame, report_document, study_drawings
 from steady import steady
@@ -48,10 +47,7 @@ def main() -> None:
         atomic_write_bytes(REPORT / IMAGES / file, existing(EXAMPLES / file).read_bytes())
     write_page(REPORT / "index.html", document)
     write_markdown(REPORT / "report.md", document)
-    # This stage runs when the circuits are in dvc.lock.
-    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "circuits"
-    for cell in mechanisms.circuit_cells:
-        forget(scratch, cell.run, MECHANISMS / "circuits" / cell.run / FACTS)
+    forget_finished()
     print(
         f"{len(study.cells)} cells compared: {REPORT / 'index.html'}, {METRICS / 'comparison.md'}"
     )

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -43,7 +42,7 @@ from clip_mixtures.training.processes import (
     leave_processes,
     wait_for_all,
 )
-from experiment import BUILD, PARAMS, PRESETS, Experiment, Model, load_experiment
+from experiment import BUILD, PARAMS, PRESETS, Experiment, Model, load_experiment, scratch_root
 
 CPU_BATCH = 8
 # Pictures that are different; a batch of thousands takes them in turn.
@@ -111,7 +110,7 @@ def _arguments() -> argparse.Namespace:
 @contextlib.contextmanager
 def _scratch(processes: Processes) -> Iterator[Path]:
     """Make a folder that all processes see, and remove it."""
-    root = Path(os.environ.get("SCRATCH") or "scratch")
+    root = scratch_root()
     made = None
     if processes.is_first:
         root.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ python stages/evaluate.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from clip_mixtures.files import atomic_write_json, atomic_write_text, replacing
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import definition_of
-from clip_mixtures.scratch import forget
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.loop import CURVES, FACTS
 from clip_mixtures.training.models import create_clip
@@ -36,6 +34,7 @@ from experiment import (
     cell_of_arguments,
     load_experiment,
 )
+from finished import forget_finished
 from steady import steady
 
 IMAGENET = "imagenet"
@@ -83,8 +82,7 @@ def main() -> None:
     )
     run = BUILD / "runs" / cell.run
     _keep_training(run, out / "training")
-    # This stage runs when the training is in dvc.lock.
-    forget(Path(os.environ.get("SCRATCH") or "scratch") / "runs", cell.run, run / FACTS)
+    forget_finished("runs")
     images_seen = sum(len(table) for table in tables.values()) // len(checkpoints)
     print(f"{cell.run}: {len(checkpoints)} checkpoints, {images_seen} test images each")
 

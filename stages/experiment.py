@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,11 @@ class Experiment:
         if key not in self.models:
             raise unknown("model", key, self.models, f"{PARAMS}: models")
         return self.models[key]
+
+
+def scratch_root() -> Path:
+    """Return the folder for what is not finished: SCRATCH, or `scratch` here."""
+    return Path(os.environ.get("SCRATCH") or "scratch")
 
 
 def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = None) -> Experiment:

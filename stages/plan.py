@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +36,16 @@ from clip_mixtures.training.cost import (
     read_speeds,
     training_cost,
 )
-from experiment import BUILD, INDEX, PARAMS, PRESETS, Cell, Experiment, load_experiment
+from experiment import (
+    BUILD,
+    INDEX,
+    PARAMS,
+    PRESETS,
+    Cell,
+    Experiment,
+    load_experiment,
+    scratch_root,
+)
 from mechanism_params import Mechanisms, load_mechanisms
 from work import stages_of
 
@@ -50,7 +58,7 @@ UP_TO_DATE, CACHED, TO_RUN = "up to date", "cached", "to run"
 def main() -> None:
     """Print the plan; ask, or end with status 3, when it costs more than the budget."""
     args = _arguments()
-    scratch = Path(os.environ.get("SCRATCH") or "scratch")
+    scratch = scratch_root()
     preset = PRESETS / f"{args.preset}.yaml" if args.preset else None
     with laid_over(preset, PARAMS) as params:
         experiment = load_experiment(params)

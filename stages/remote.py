@@ -21,9 +21,9 @@ from pathlib import Path
 
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.files import atomic_write_text
-from clip_mixtures.leash import Leash
 from clip_mixtures.remotes.check import DEFAULT_JOBS, Finding, Report, check, repair
 from clip_mixtures.remotes.records import Project
+from clip_mixtures.scheduling.leash import Leash
 from experiment import PARAMS, load_experiment
 from mechanism_params import load_mechanisms
 from work import stages_of

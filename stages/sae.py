@@ -5,9 +5,7 @@ python stages/sae.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
 
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.evaluation.predictions import evaluation_set
@@ -34,6 +32,7 @@ from experiment import (
     VERIFICATION,
     cell_of_arguments,
     load_experiment,
+    scratch_root,
 )
 from looked_into import checkpoint_of, code_version
 from mechanism_params import load_mechanisms
@@ -50,7 +49,7 @@ def main() -> None:
     indices += base_sets(INDEX).values() if settings.features.bases else []
     weights = list(list_checkpoints(BUILD / "runs" / cell.run / "checkpoints").values())[-1]
     made_from = features_fingerprint(weights, indices, VERIFICATION, code_version())
-    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "sae" / f"{cell.run}-{made_from}"
+    scratch = scratch_root() / "sae" / f"{cell.run}-{made_from}"
     out = MECHANISMS / "sae" / cell.run
     found = read_features(ACTIVATIONS / cell.run)
     settings.sae.check_width(found.features.shape[1])
@@ -65,7 +64,7 @@ def main() -> None:
             workers=max(decoding_workers(), 1),
         )
         tests = features_of_tests(scratch / "tests", found.features, settings.features.dtype)
-        # Another recipe starts anew, from the same features.
+        # Tried again with another recipe, it starts anew, from the same features.
         recipe = fingerprint(settings.sae, features.fingerprint, tests.fingerprint)
         training = scratch / f"training-{recipe}"
         facts = train_sae(
@@ -79,7 +78,7 @@ def main() -> None:
         )
         shutil.copytree(training / CURVES, out / CURVES, dirs_exist_ok=True)
         atomic_write_json(out / FACTS, {"features": len(features), **facts})
-        # The autoencoder itself stays until it is in dvc.lock, which the next stage knows.
+        # Features and autoencoder stay until DVC has it on record.
         atomic_write_json(scratch / FACTS, {"features": len(features), **facts})
     print(f"{cell.run}: {facts}")
 

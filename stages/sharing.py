@@ -5,7 +5,6 @@ python stages/sharing.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,9 @@ from clip_mixtures.mechanisms.concepts import encode_words, name_units, read_voc
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
 from clip_mixtures.mechanisms.shared_units import share_units
 from clip_mixtures.mixtures.store import definition_of
-from clip_mixtures.scratch import forget
 from experiment import (
     ACTIVATIONS,
     BUILD,
-    FACTS,
     INDEX,
     MECHANISMS,
     Cell,
@@ -32,6 +29,7 @@ from experiment import (
     cell_of_arguments,
     load_experiment,
 )
+from finished import forget_finished
 from looked_into import checkpoint_of
 from mechanism_params import load_mechanisms
 from steady import steady
@@ -88,9 +86,7 @@ def main() -> None:
         "left_out": [class_names[class_id] for class_id in shared.left_out],
     }
     atomic_write_json(out / "score.json", facts)
-    # This stage runs when the autoencoder is in dvc.lock.
-    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "sae"
-    forget(scratch, cell.run, MECHANISMS / "sae" / cell.run / FACTS)
+    forget_finished("sae")
     print(f"{cell.run}: {facts}")
 
 

@@ -1,30 +1,37 @@
-"""Refuse results whose parameters were edited while they were made.
+"""Refuse results that DVC would record under code or parameters that did not make them.
 
-DVC records the parameters of a stage when the stage has ended. Edited in between, the new values
-would stand in dvc.lock beside results of the old ones, and nothing would ever run again.
+DVC hashes the code of a stage (`build/code/`, see code_versions.py) before a command that may wait
+for hours behind others, and reads its parameters when the stage has ended. Edited in between, the
+new values, or the old code, would stand in dvc.lock beside results of the others, and nothing would
+ever run again.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import read_yaml
+from code_versions import CODE, code_lines
 from experiment import PARAMS
 
-_PIPELINES = ("dvc.yaml", "pipeline/*/dvc.yaml")
+# DVC's name of the stage that it runs, such as pipeline/sae/dvc.yaml:sae@cg-low-sample-rn-0.
+_STAGE = "DVC_STAGE"
+_PIPELINE = "dvc.yaml"
 _ITEM = re.compile(r"\$\{item\.(\w+)\}")
 
 
 def steady(main: Callable[[], None]) -> Callable[[], None]:
-    """Let a stage's ``main`` fail at its end if the parameters that DVC records have changed.
+    """Let a stage's ``main`` fail if its code has changed before, or its parameters meanwhile.
 
-    Which these are is read from the pipeline: those of the stage that runs this script.
+    Only where DVC runs it: by hand, nothing is recorded.
 
     Raises:
         UserError: naming them.
@@ -32,7 +39,14 @@ def steady(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
-        keys = list(recorded_keys(Path(sys.argv[0]).name, sys.argv[1:]))
+        address = os.environ.get(_STAGE)
+        if not address:
+            main()
+            return
+        pipeline, _, name = address.rpartition(":")
+        stage = name.partition("@")[0]
+        _refuse_other_code(stage)
+        keys = recorded_keys(Path(pipeline or _PIPELINE), stage, sys.argv[1:])
         before = _values(keys)
         main()
         after = _values(keys)
@@ -48,20 +62,31 @@ def steady(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
-def recorded_keys(script: str, arguments: Sequence[str]) -> Iterator[str]:
-    """Return the dotted keys that DVC records of the stage that runs a script.
+def _refuse_other_code(stage: str) -> None:
+    noted = CODE / f"{stage}.txt"
+    found, wanted = code_lines(stage), noted.read_text(encoding="utf-8").splitlines()
+    if found != wanted:
+        first = sorted(set(found) ^ set(wanted))[0].split()[-1]
+        raise UserError(
+            f"{first}: edited since `dvc repro` noted the code of stage {stage}; run `dvc repro` "
+            "again, which begins with that"
+        )
+
+
+def recorded_keys(pipeline: Path, stage: str, arguments: Sequence[str]) -> list[str]:
+    """Return the dotted keys that DVC records of a stage.
 
     Args:
-        script: name of its file.
-        arguments: of its command line, which say what `item` is.
+        pipeline: its file.
+        stage: its name, without what makes it one of many.
+        arguments: of its command line, which say what that is.
     """
-    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    for pattern in _PIPELINES:
-        for path in sorted(Path().glob(pattern)):
-            for stage in read_yaml(path).get("stages", {}).values():
-                if f"stages/{script}" in str(stage.get("cmd")):
-                    for key in stage.get("params", ()):
-                        yield _ITEM.sub(lambda found: given.get(f"--{found[1]}", ""), key)
+    parser = argparse.ArgumentParser(add_help=False)
+    for name in ("mixture", "model", "seed"):
+        parser.add_argument(f"--{name}", default="")
+    given = vars(parser.parse_known_args(arguments)[0])
+    keys = read_yaml(pipeline)["stages"][stage].get("params", ())
+    return [_ITEM.sub(lambda found: given[found[1]], key) for key in keys]
 
 
 def _values(keys: Sequence[str]) -> dict[str, Any]:

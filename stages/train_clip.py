@@ -7,13 +7,12 @@ torchrun --standalone --nproc-per-node 1 stages/train_clip.py \
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import sha256_file
 from clip_mixtures.training.run import Run, train_run
-from experiment import BUILD, cell_of_arguments, load_experiment
+from experiment import BUILD, cell_of_arguments, load_experiment, scratch_root
 from steady import steady
 
 # DVC keeps it in step with the data before any stage runs.
@@ -35,7 +34,7 @@ def main() -> None:
         mixture=BUILD / "mixtures" / experiment.mixture(cell.mixture).key,
         data_version=sha256_file(PINNED_DATA) if PINNED_DATA.is_file() else "",
     )
-    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "runs"
+    scratch = scratch_root() / "runs"
     train_run(run, scratch, BUILD / "runs" / cell.run, dataclasses.asdict(cell))
 
 

@@ -5,16 +5,13 @@ python stages/verify.py
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pandas as pd
 
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import atomic_write_json, atomic_write_text, sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
-from experiment import INDEX, VERIFICATION, load_experiment
+from experiment import INDEX, VERIFICATION, load_experiment, scratch_root
 from steady import steady
 
 
@@ -23,7 +20,7 @@ from steady import steady
 def main() -> None:
     """Write build/verification/: a table for each index, quarantine.csv and summary.json."""
     allowed = load_experiment().unreadable_share
-    scratch = Path(os.environ.get("SCRATCH") or "scratch") / "verification"
+    scratch = scratch_root() / "verification"
     summary, lists = {}, []
     for path in sorted(INDEX.glob("*.parquet")):
         index = read_index(path)

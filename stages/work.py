@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_mixtures.errors import UserError, reports_user_errors
-from clip_mixtures.leash import Leash
-from clip_mixtures.workers import Outcome, Place, last_lines, places, run_commands
-from experiment import Cell, Experiment, load_experiment
+from clip_mixtures.scheduling.leash import Leash
+from clip_mixtures.scheduling.workers import Outcome, Place, last_lines, places, run_commands
+from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
 
 # Cells are chains of these; what comes before them is shared, and done first.
@@ -108,7 +107,7 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
     cells = cells_to_do(experiment, mechanisms)
     if cells:
         at = places(workers, gpus_per_worker, len(cells))
-        logs = Path(os.environ.get("SCRATCH") or "scratch") / "work"
+        logs = scratch_root() / "work"
         print(
             f"{len(cells)} of {len(experiment.cells)} cells to do, {len(at)} at a time; what they "
             f"say: {logs}/<cell>.log",

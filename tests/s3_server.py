@@ -17,7 +17,7 @@ from pathlib import Path
 
 import s3fs  # type: ignore[import-untyped]
 
-from clip_mixtures.leash import Leash
+from clip_mixtures.scheduling.leash import Leash
 
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
 # There from the start; each bucket takes several volumes, of which there are few.

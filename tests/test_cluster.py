@@ -24,19 +24,19 @@ from hypothesis import strategies as st
 from toy_cells import Toy, edit, environment, make_project, make_toy
 
 import cluster as program
-from clip_mixtures import nodes, submissions
-from clip_mixtures.cluster import CellTask, prepare, submit
 from clip_mixtures.errors import UserError
-from clip_mixtures.nodes import Launch
-from clip_mixtures.sbatch import (
+from clip_mixtures.scheduling import nodes, submissions
+from clip_mixtures.scheduling.cluster import CellTask, prepare, submit
+from clip_mixtures.scheduling.nodes import Launch
+from clip_mixtures.scheduling.sbatch import (
     Resources,
     job_script,
     minutes_of,
     sbatch_options,
     slurm_executor,
 )
-from clip_mixtures.snapshots import check_tracked, take_snapshot, write_config
-from clip_mixtures.submissions import (
+from clip_mixtures.scheduling.snapshots import check_tracked, take_snapshot, write_config
+from clip_mixtures.scheduling.submissions import (
     DONE,
     FAILED,
     PENDING,
@@ -637,7 +637,7 @@ def test_what_is_not_in_the_cache_is_refused_before_submission(
 def bare_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellTask:
     """Make a task whose DVC does what the file `deed` says, and whose clone is empty."""
     submission = submission_of(tmp_path / "s", ["a"])
-    from clip_mixtures import cluster
+    from clip_mixtures.scheduling import cluster
 
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "dvc.py").write_text(f"exec(open({str(tmp_path / 'deed')!r}).read())\n")
@@ -686,7 +686,8 @@ def test_a_task_says_how_it_ended(
     assert bare_task.compute() == "dvc repro failed (exit 7)"
     # Another attempt forgets the last one's end before it begins.
     monkeypatch.setattr(
-        "clip_mixtures.cluster.fill", lambda *_, **__: (_ for _ in ()).throw(UserError("no cache"))
+        "clip_mixtures.scheduling.cluster.fill",
+        lambda *_, **__: (_ for _ in ()).throw(UserError("no cache")),
     )
     assert bare_task.compute() == "no cache"
     (found,) = cell_states(bare_task.submission, [])

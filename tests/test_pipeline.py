@@ -346,6 +346,69 @@ def test_a_selection_of_cells_is_an_experiment_that_trains_nothing(project: Proj
     (reference,) = [name for name in references.split() if name.endswith("/only-low")]
     shown = project.run("git", "show", f"{reference}:metrics/summary.json")
     assert [cell["mixture"] for cell in json.loads(shown.stdout)] == ["cg-low"]
+    said = project.run(sys.executable, "stages/experiments.py").stdout
+    rows = [line for line in said.splitlines() if line.startswith("| only-low | ")]
+    # Its one cell has the numbers that it has here.
+    assert rows[0].startswith("| only-low | cg-low | sample-rn | 1 | ")
+    assert rows[0].count("+0.0 [") == 2
+    assert rows[1] == "| only-low | run.mixtures | ['cg-low', 'cg-high'] | ['cg-low'] |"
+    unknown = project.run(sys.executable, "stages/experiments.py", "only-lov", check=False)
+    assert unknown.returncode == 2
+    assert "did you mean 'only-low'" in unknown.stderr
     # Nothing of it shows here.
     assert project.changed_stages() == set()
     assert len(json.loads((project.folder / "metrics" / "summary.json").read_text())) == 2
+
+
+def test_a_parameter_edited_during_a_stage_is_not_recorded_with_its_result(
+    project: Project,
+) -> None:
+    params = project.folder / "params.yaml"
+    before, lock = params.read_text(), (project.folder / "dvc.lock").read_text()
+    stage = "train@cg-low-sample-rn-0"
+    try:
+        process = subprocess.Popen(
+            ["dvc", "repro", "--force", "--single-item", stage], cwd=project.folder,
+            env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        scratch = project.folder / "scratch" / "runs"
+        deadline = time.monotonic() + 120
+        while not list(scratch.glob("*/checkpoints/epoch_000.safetensors")):
+            assert process.poll() is None, "the training ended before anything could be edited"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        project.edit(train={"learning_rate": 0.5})
+        said, _ = process.communicate(timeout=300)
+    finally:
+        params.write_text(before)
+    assert process.returncode != 0
+    assert "error: params.yaml: train changed while this ran" in said
+    assert (project.folder / "dvc.lock").read_text() == lock
+    # With the old values back, what was trained is taken out of scratch.
+    project.run("dvc", "repro", "--force", "--single-item", stage)
+    assert (project.folder / "dvc.lock").read_text() == lock
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate@cg-low-sample-rn-0")
+
+
+def test_a_checkpoint_is_an_artifact_that_others_fetch_by_name(
+    project: Project, tmp_path: Path
+) -> None:
+    before = (project.folder / "dvc.yaml").read_text()
+    named = [sys.executable, "stages/artifacts.py", "cg-low-sample-rn-0", "--name", "sketch-model"]
+    try:
+        project.run(*named)
+        project.commit()
+        project.run("gto", "register", "sketch-model")
+        project.run(
+            "dvc", "remote", "add", "--default", "--local", "there", str(tmp_path / "there")
+        )
+        project.run("dvc", "push", "--quiet", "train@cg-low-sample-rn-0")
+        fetched = tmp_path / "model.safetensors"
+        source = ["dvc", "artifacts", "get", str(project.folder), "sketch-model"]
+        project.run(*source, "--rev", "v0.0.1", "--out", str(fetched))
+        assert fetched.read_bytes() == project.checkpoint("cg-low-sample-rn-s0", 2)
+    finally:
+        (project.folder / "dvc.yaml").write_text(before)
+    wrong = project.run(*named[:-1], "Sketch_Model", check=False)
+    assert wrong.returncode == 2
+    assert "small letters, digits and hyphens" in wrong.stderr

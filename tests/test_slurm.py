@@ -18,10 +18,10 @@ import pytest
 from slurm_node import Slurm, running_slurm, wait_until
 from toy_cells import Toy, commit, edit, environment, make_project, make_toy
 
-from clip_mixtures import nodes
-from clip_mixtures.cluster import CellTask, prepare, submit
-from clip_mixtures.sbatch import Resources, slurm_executor
-from clip_mixtures.submissions import (
+from clip_mixtures.scheduling import nodes
+from clip_mixtures.scheduling.cluster import CellTask, prepare, submit
+from clip_mixtures.scheduling.sbatch import Resources, slurm_executor
+from clip_mixtures.scheduling.submissions import (
     DONE,
     FAILED,
     PENDING,
@@ -37,7 +37,7 @@ from clip_mixtures.submissions import (
     restore,
     tidy,
 )
-from clip_mixtures.workers import last_lines
+from clip_mixtures.scheduling.workers import last_lines
 
 pytestmark = pytest.mark.slurm
 

@@ -32,7 +32,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "train: {lr: 1}\nmodels: {a: {x: 1}, b: {x: 1}}\nmechanisms: {sae: {l1: 1}}\nrun: [1]\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["stages/train.py", "--model", "a", "--seed", "0"])
+    monkeypatch.setattr(sys, "argv", ["stages/train.py", "--model=a", "--seed", "0"])
+    monkeypatch.setenv("DVC_STAGE", "train@x-a-0")
+    monkeypatch.setattr("steady.code_lines", lambda stage: [f"aa  stages/{stage}.py"])
+    for stage in ("train", "sae"):
+        (tmp_path / "build" / "code").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "build" / "code" / f"{stage}.txt").write_text(f"aa  stages/{stage}.py\n")
     return tmp_path
 
 
@@ -75,7 +80,7 @@ def test_any_other_may(project: Path, old: str, new: str) -> None:
 def test_families_beside_the_pipeline_are_read_too(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["stages/sae.py"])
+    monkeypatch.setenv("DVC_STAGE", "pipeline/sae/dvc.yaml:sae@x-a-0")
     with pytest.raises(UserError, match=r"mechanisms\.sae"):
         steady(lambda: edits(project, "l1: 1", "l1: 2"))()
 
@@ -90,18 +95,32 @@ def test_an_error_of_the_stage_comes_first(project: Path) -> None:
         main()
 
 
+def test_by_hand_nothing_is_recorded_and_nothing_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_STAGE")
+    (project / "build" / "code" / "train.txt").unlink()
+    steady(lambda: edits(project, "lr: 1", "lr: 2"))()
+
+
+def test_code_that_was_edited_since_it_was_noted_does_not_run(project: Path) -> None:
+    (project / "build" / "code" / "train.txt").write_text("bb  stages/train.py\n")
+    with pytest.raises(UserError, match=r"stages/train\.py: edited since `dvc repro` noted"):
+        steady(lambda: pytest.fail("it ran"))()
+
+
 @pytest.mark.parametrize(
-    ("script", "wanted"),
+    ("pipeline", "stage", "wanted"),
     [
-        ("train_clip.py", ["train", "models.m"]),
-        ("corpus.py", ["corpus"]),
-        ("sae.py", ["mechanisms.features", "mechanisms.sae", "models.m"]),
-        ("check.py", ["train", "models.m"]),
-        ("nothing.py", []),
+        ("dvc.yaml", "train", ["train", "models.m"]),
+        ("dvc.yaml", "corpus", ["corpus"]),
+        ("dvc.yaml", "code", []),
+        ("pipeline/sae/dvc.yaml", "sae", ["mechanisms.features", "mechanisms.sae", "models.m"]),
     ],
 )
 def test_the_pipeline_of_this_repository(
-    monkeypatch: pytest.MonkeyPatch, script: str, wanted: list[str]
+    monkeypatch: pytest.MonkeyPatch, pipeline: str, stage: str, wanted: list[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert list(recorded_keys(script, ["--mixture", "x", "--model", "m"])) == wanted
+    found = recorded_keys(Path(pipeline), stage, ["--mixture", "x", "--model", "m"])
+    assert found == wanted

@@ -26,7 +26,7 @@ from clip_mixtures.images import pack
 from clip_mixtures.index import Index, read_index, write_index
 from clip_mixtures.mixtures.spec import Mixture
 from clip_mixtures.mixtures.store import write_mixture
-from clip_mixtures.scratch import exclusive, forget
+from clip_mixtures.scratch import exclusive
 from clip_mixtures.training import clip, loop
 from clip_mixtures.training import run as run_module
 from clip_mixtures.training.architectures import known_architectures
@@ -294,38 +294,19 @@ def test_a_result_that_is_lost_before_it_is_on_record_is_there_again_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = make_run(tmp_path)
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0)
     train_run(toy, tmp_path / "scratch", tmp_path / "out", {})
     before = published(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
 
-    genuine, steps = torch.optim.AdamW.step, []
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was prepared again")
 
-    def counted(self: torch.optim.AdamW, *rest: Any) -> Any:
-        steps.append(self)
-        return genuine(self, *rest)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    monkeypatch.setattr("clip_mixtures.training.run.prepare", never)
     train_run(toy, tmp_path / "scratch", tmp_path / "out", {})
     assert published(tmp_path / "out") == before
-    # At most what came after the last saved state.
-    assert len(steps) <= 1
-
-
-def test_scratch_of_a_finished_run_is_forgotten_and_no_other(tmp_path: Path) -> None:
-    root, out = tmp_path / "scratch", tmp_path / "out"
-    folders = {
-        "one-0123456789abcdef": "done", "one-aaaaaaaaaaaaaaaa": "other",
-        "one-bbbbbbbbbbbbbbbb": None, "one-two-0123456789abcdef": "done",
-    }  # fmt: skip
-    for name, text in folders.items():
-        (root / name).mkdir(parents=True)
-        if text is not None:
-            (root / name / "training.json").write_text(text)
-    out.mkdir()
-    (out / "training.json").write_text("done")
-    forget(root, "one", out / "training.json")
-    assert sorted(path.name for path in root.iterdir()) == sorted(folders)[1:]
+    # What only training needs is gone.
+    kept = {path.name for path in (tmp_path / "scratch" / toy.scratch_name()).iterdir()}
+    assert kept == {"attempts.json", "checkpoints", "curves", "owner.pid", "training.json"}
 
 
 def test_the_scratch_folder_follows_everything_that_decides(tmp_path: Path) -> None:

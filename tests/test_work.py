@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from clip_mixtures import leash as leash_module
-from clip_mixtures import workers
 from clip_mixtures.errors import UserError
-from clip_mixtures.leash import Leash
-from clip_mixtures.workers import Place, last_lines, places
+from clip_mixtures.scheduling import leash as leash_module
+from clip_mixtures.scheduling import workers
+from clip_mixtures.scheduling.leash import Leash
+from clip_mixtures.scheduling.workers import Place, last_lines, places
 from experiment import Cell, Experiment, load_experiment
 from mechanism_params import load_mechanisms
 from work import cells_to_do, run_cells, stages_of
@@ -425,7 +425,7 @@ def test_leaving_the_context_ends_the_command(tmp_path: Path) -> None:
 
 def test_a_command_that_will_not_terminate_is_killed(tmp_path: Path) -> None:
     # As the leash's other end does, but with less patience.
-    short = "from clip_mixtures import leash; leash.GRACE_SECONDS = 0.3; leash.main()"
+    short = "from clip_mixtures.scheduling import leash; leash.GRACE_SECONDS = 0.3; leash.main()"
     deaf = "trap 'echo asked' TERM; echo $$; while :; do sleep 0.05; done"
     command = [sys.executable, "-c", short, "sh", "-c", deaf]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -442,7 +442,7 @@ def scheduler(dvc: Fake, folder: Path, places_wanted: int = 2) -> subprocess.Pop
     """Run the cells in a process of its own, as stages/work.py does after its checks."""
     script = (
         "import signal, sys; from pathlib import Path; from experiment import Cell\n"
-        "from work import run_cells; from clip_mixtures.workers import Place\n"
+        "from work import run_cells; from clip_mixtures.scheduling.workers import Place\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "cells = [Cell('cg-low', 'rn', seed) for seed in range(3)]\n"
         f"places = [Place((), ())] * {places_wanted}\n"

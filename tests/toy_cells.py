@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clip_mixtures.submissions import CellJob
+from clip_mixtures.scheduling.submissions import CellJob
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,7 +20,6 @@ from clip_mixtures.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
 LOCK = "owner.pid"
-_FINGERPRINT = "[0-9a-f]" * 16
 
 
 @contextlib.contextmanager
@@ -58,20 +57,10 @@ def discard(folder: Path) -> None:
     shutil.rmtree(done)
 
 
-def forget(root: Path, name: str, published: Path) -> None:
-    """Remove scratch folders of a finished run, once its result is on record elsewhere.
-
-    Args:
-        root: the folder of scratch folders.
-        name: of the run; a folder is called after it, with a fingerprint behind.
-        published: a file of the result. Folders that hold another one of its name, or none, are of
-            runs that go on.
-    """
-    wanted = published.read_bytes()
-    for folder in root.glob(f"{name}-{_FINGERPRINT}"):
-        found = folder / published.name
-        if found.is_file() and found.read_bytes() == wanted:
-            discard(folder)
+def forget(folder: Path) -> None:
+    """Remove a scratch folder whose result is on record elsewhere, unless a process holds it."""
+    with contextlib.suppress(UserError), exclusive(folder):
+        discard(folder)
 
 
 def end_with_parent() -> None:

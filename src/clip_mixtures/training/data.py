@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from clip_mixtures.code_versions import digest
 from clip_mixtures.files import replacing
 from clip_mixtures.images import pack
 from clip_mixtures.index import Index
@@ -71,10 +72,15 @@ def fingerprint(*parts: Any) -> str:
 
 
 def source_hash(*sources: Path) -> str:
-    """Return a hash over source files and folders, so that no run continues another code's."""
-    digest = hashlib.sha256()
+    """Return a hash over source files and folders, so that no run continues another code's.
+
+    Comments and docstrings do not count.
+    """
+    found = hashlib.sha256()
     for source in sources:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-            if path.suffix in (".py", ".json"):
-                digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+            if path.suffix == ".py":
+                found.update(f"{path.name}\0{digest(path)}".encode())
+            elif path.suffix in (".json", ".csv"):
+                found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()

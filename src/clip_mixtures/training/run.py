@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clip_mixtures.files import atomic_write_json, remove_parts, sha256_file
+from clip_mixtures.files import atomic_write_json, read_text, remove_parts, sha256_file
 from clip_mixtures.index import Index, Rows, read_index
 from clip_mixtures.mixtures.captions import captions_of
 from clip_mixtures.mixtures.spec import DOMAINS, Mixture
@@ -30,6 +31,7 @@ from clip_mixtures.training.models import ClipModel, Normalisation, create_clip
 from clip_mixtures.training.processes import (
     Processes,
     decoding_workers,
+    from_first,
     join_processes,
     leave_processes,
     wait_for_all,
@@ -49,6 +51,7 @@ _DECIDING_SOURCES = (
     "corpora/captions.py",
     "corpora/classes.py",
     "corpora/imagenet_sketch.py",
+    "corpora/data",
     "archives.py",
     "images.py",
     "index.py",
@@ -146,26 +149,48 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
     with exclusive(scratch) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
             remove_parts(scratch)
-        made = prepare(run, scratch, processes)
-        facts = loop.train(
-            made.objective, made.feed, run.config, run.seed, scratch, processes, made.device_batch
-        )
+        # Finished, and then lost on the way to whoever asked for it: only to be published again.
+        if not from_first((scratch / loop.FACTS).is_file(), processes):
+            _finish(run, scratch, labels, processes)
         if processes.is_first:
-            recipe = {"architecture": run.architecture, **dataclasses.asdict(run.config)}
-            where = {
-                "processes": processes.world_size,
-                "device": processes.device.type,
-                "device_batch": made.device_batch,
-            }
-            counts = {"train_images": len(made.feed), "without_label": made.left_out}
-            everything = {**labels, **where, **counts, **facts, "recipe": recipe}
-            atomic_write_json(scratch / loop.FACTS, everything)
             publish(scratch, out)
-            # The rest stays until whoever asked for the run has it on record (`scratch.forget`):
-            # DVC, killed before it has, removes the result and runs the stage again.
-            for packed in scratch.glob(_PACKED.format("*")):
-                packed.unlink()
     leave_processes(processes)
+
+
+def _finish(run: Run, scratch: Path, labels: Mapping[str, Any], processes: Processes) -> None:
+    """Train a run to its end; its facts are written last.
+
+    All of it stays in scratch until whoever asked for the run has it on record: DVC, killed before
+    it has, removes the result and runs the stage again.
+    """
+    made = prepare(run, scratch, processes)
+    where = {
+        "processes": processes.world_size,
+        "device": processes.device.type,
+        "device_batch": made.device_batch,
+    }
+    attempts = _attempts(scratch, where) if processes.is_first else []
+    facts = loop.train(
+        made.objective, made.feed, run.config, run.seed, scratch, processes, made.device_batch
+    )
+    if processes.is_first:
+        recipe = {"architecture": run.architecture, **dataclasses.asdict(run.config)}
+        counts = {"train_images": len(made.feed), "without_label": made.left_out}
+        # Batch normalisation saw what a device takes at a time, in each of these.
+        changed = {"attempts": attempts} if len(attempts) > 1 else {}
+        everything = {**labels, **where, **changed, **counts, **facts, "recipe": recipe}
+        atomic_write_json(scratch / loop.FACTS, everything)
+        for spent in (*scratch.glob(_PACKED.format("*")), scratch / loop.STATE):
+            spent.unlink(missing_ok=True)
+
+
+def _attempts(scratch: Path, where: dict[str, Any]) -> list[dict[str, Any]]:
+    """Note where a run goes on; return the different places that it was in, in turn."""
+    path = scratch / "attempts.json"
+    before = json.loads(read_text(path)) if path.is_file() else []
+    attempts: list[dict[str, Any]] = before if before[-1:] == [where] else [*before, where]
+    atomic_write_json(path, attempts)
+    return attempts
 
 
 def prepare(run: Run, scratch: Path, processes: Processes) -> Prepared:

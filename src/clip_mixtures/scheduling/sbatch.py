@@ -12,7 +12,7 @@ from typing import Any
 import submitit
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.submissions import CODE, JOBS, Submission
+from clip_mixtures.scheduling.submissions import CODE, JOBS, Submission
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 # What would undo what tasks rely on, and what to say in its place.

@@ -7,7 +7,7 @@ writes the command to a folder that all machines see and starts it with a rendez
 first one says that it has ended. A stage that is up to date, or is found in DVC's run-cache, starts
 nothing, and then they do not either.
 
-python -m clip_mixtures.nodes FOLDER NODES ARGUMENTS...     (what the stand-in for torchrun does)
+python -m clip_mixtures.scheduling.nodes FOLDER NODES ARGUMENTS...    (for the stand-in torchrun)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_mixtures.files import atomic_write_json, atomic_write_text
-from clip_mixtures.leash import Leash
+from clip_mixtures.scheduling.leash import Leash
 
 STANDALONE = "--standalone"
 _ENDED = "ended"
@@ -78,7 +78,7 @@ def write_stand_in(bin_folder: Path, folder: Path, nodes: int) -> None:
         nodes: how many machines.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "clip_mixtures.nodes", str(folder), str(nodes)]
+    words = [sys.executable, "-m", "clip_mixtures.scheduling.nodes", str(folder), str(nodes)]
     script = bin_folder / "torchrun"
     atomic_write_text(script, f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     script.chmod(0o755)

@@ -5,7 +5,7 @@ However the holder of the pipe ends, the kernel closes it; then the group is ask
 what is left after a while is killed. What the command leaves behind in its group goes with it, too,
 so that a second attempt meets nothing of the first.
 
-python -m clip_mixtures.leash COMMAND ...     (the leash is standard input)
+python -m clip_mixtures.scheduling.leash COMMAND ...     (the leash is standard input)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Leash:
         output: IO[Any] | None = None,
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "clip_mixtures.leash", *command],
+            [sys.executable, "-m", "clip_mixtures.scheduling.leash", *command],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=output,
@@ -122,7 +122,7 @@ def main() -> None:
     """Run the command of the arguments and end as it does."""
     command = sys.argv[1:]
     if not command:
-        sys.exit("usage: python -m clip_mixtures.leash COMMAND ...")
+        sys.exit("usage: python -m clip_mixtures.scheduling.leash COMMAND ...")
     try:
         status = hold(command)
     except OSError as error:

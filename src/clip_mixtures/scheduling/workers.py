@@ -24,7 +24,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.leash import Leash
+from clip_mixtures.scheduling.leash import Leash
 
 # A command that was killed is run once more: training goes on where it was.
 ATTEMPTS = 2

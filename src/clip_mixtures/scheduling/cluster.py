@@ -22,12 +22,18 @@ from pathlib import Path
 
 import submitit
 
-from clip_mixtures import nodes as several_nodes
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json
-from clip_mixtures.leash import Leash
-from clip_mixtures.snapshots import clone_snapshot, fill, run_dvc, take_snapshot, write_config
-from clip_mixtures.submissions import (
+from clip_mixtures.scheduling import nodes as several_nodes
+from clip_mixtures.scheduling.leash import Leash
+from clip_mixtures.scheduling.snapshots import (
+    clone_snapshot,
+    fill,
+    run_dvc,
+    take_snapshot,
+    write_config,
+)
+from clip_mixtures.scheduling.submissions import (
     ATTEMPT,
     CLONE,
     CODE,
@@ -38,7 +44,7 @@ from clip_mixtures.submissions import (
     Submission,
     read_json,
 )
-from clip_mixtures.workers import ATTEMPTS, Place
+from clip_mixtures.scheduling.workers import ATTEMPTS, Place
 
 # What asks a whole task to end (a time-out, an administrator) reaches the command and the task
 # itself in any order. Only a command that is ended while its task lives on is tried once more.

@@ -1,0 +1,1 @@
+"""Cells side by side on one machine, and as tasks of a SLURM cluster."""
