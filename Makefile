@@ -65,9 +65,10 @@ test-remote: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-s3.lock
 	$(BIN)/python -m pytest -m s3 tests/test_s3.py
 
-# A real SLURM of one node, where its packages may be installed.
+# A real SLURM of two nodes on this machine, where its packages may be installed.
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 clean:
-	rm -rf build report scratch dvc_plots .data-building-*
+	git clean -fdXq build
+	rm -rf report scratch dvc_plots .data-building-*

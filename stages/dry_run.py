@@ -30,9 +30,9 @@ from clip_mixtures.files import read_yaml
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import read_rows
-from clip_mixtures.presets import apply_preset
+from clip_mixtures.presets import laid_over
 from clip_mixtures.training.config import PRECISIONS, Recipe
-from clip_mixtures.training.cost import Speed, write_speeds
+from clip_mixtures.training.cost import Speed, speed_key, write_speeds
 from clip_mixtures.training.dry_run import DryRun, dry_run
 from clip_mixtures.training.models import create_clip
 from clip_mixtures.training.processes import (
@@ -56,7 +56,7 @@ def main() -> None:
     args = _arguments()
     processes = join_processes()
     with _scratch(processes) as scratch:
-        experiment, keys = _models(args.preset, args.model, scratch, processes)
+        experiment, keys = _models(args.preset, args.model)
         models = {key: _tried(experiment.model(key), args.precision, processes) for key in keys}
         batches = {key: _batch(args.global_batch, one, processes) for key, one in models.items()}
         if processes.is_first:
@@ -73,7 +73,7 @@ def main() -> None:
             found = {key: one for key, one in seen.items() if one}
             print(report(found, recipes, processes, images))
             if args.save is not None:
-                write_speeds(args.save, {key: _speed(one, processes) for key, one in found.items()})
+                write_speeds(args.save, dict(_speeds(experiment, found, processes)))
         wait_for_all(processes)
     leave_processes(processes)
 
@@ -123,20 +123,16 @@ def _scratch(processes: Processes) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _models(
-    preset: str | None, model: str | None, scratch: Path, processes: Processes
-) -> tuple[Experiment, list[str]]:
+def _models(preset: str | None, model: str | None) -> tuple[Experiment, list[str]]:
     """Return the parameters and which models to try: with a preset, those that it is about."""
     if preset is None:
         experiment = load_experiment()
         keys = list(experiment.models)
     else:
-        # Laid over a copy: what params.yaml says stays.
-        params = scratch / f"params-{processes.rank}.yaml"
-        shutil.copy(PARAMS, params)
-        apply_preset(PRESETS / f"{preset}.yaml", params)
-        experiment = load_experiment(params)
-        named = read_yaml(PRESETS / f"{preset}.yaml").get("models") or {}
+        file = PRESETS / f"{preset}.yaml"
+        with laid_over(file, PARAMS) as params:
+            experiment = load_experiment(params)
+        named = read_yaml(file).get("models") or {}
         keys = list(dict.fromkeys([*named, *(cell.model for cell in experiment.cells)]))
     if model is not None:
         experiment.model(model)
@@ -213,14 +209,21 @@ def _accuracy(checkpoint: Path, model: Model, index: Path, processes: Processes)
     return float((table["prediction"] == table["class_id"]).mean())
 
 
-def _speed(seen: DryRun, processes: Processes) -> Speed:
-    return Speed(
-        processes.device.type,
-        processes.world_size,
-        seen.precision,
-        seen.images_per_second,
-        seen.checkpoint_bytes,
-    )
+def _speeds(
+    experiment: Experiment, found: Mapping[str, DryRun], processes: Processes
+) -> Iterator[tuple[str, Speed]]:
+    for name, seen in found.items():
+        model, device = experiment.model(name), processes.device.type
+        yield (
+            speed_key(name, model.architecture, model.recipe, device),
+            Speed(
+                device,
+                processes.world_size,
+                seen.precision,
+                seen.images_per_second,
+                seen.checkpoint_bytes,
+            ),
+        )
 
 
 def _stored(experiment: Experiment) -> int | None:

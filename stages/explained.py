@@ -32,6 +32,12 @@ _SHOWN_UNITS, _SHOWN_DOMAINS = 6, 8
 _PANELS = 12
 
 
+_MEASURES = [
+    *("run", "mixture", "model", "seed", "test_domain"),
+    *("measure", "of", "estimate", "low", "high", "chance"),
+]
+
+
 def measures(experiment: Experiment, mechanisms: Mechanisms) -> pd.DataFrame:
     """Return the numbers of all cells that were looked into.
 
@@ -56,9 +62,8 @@ def measures(experiment: Experiment, mechanisms: Mechanisms) -> pd.DataFrame:
         }
         ends = dict(zip(("low", "high"), errors.quantile([0.25, 0.75]), strict=True))
         rows.append(_with_facts(pd.DataFrame([{**error, **ends}]), _facts(experiment, cell)))
-    if not rows:
-        return pd.DataFrame()
-    return pd.concat(rows, ignore_index=True)
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    return found.reindex(columns=_MEASURES)
 
 
 def measures_table(measured: pd.DataFrame) -> Table:

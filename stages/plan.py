@@ -34,6 +34,7 @@ from clip_mixtures.training.cost import (
     Cost,
     evaluation_cost,
     read_speeds,
+    speed_key,
     training_cost,
 )
 from experiment import (
@@ -63,17 +64,18 @@ def main() -> None:
     with laid_over(preset, PARAMS) as params:
         experiment = load_experiment(params)
         mechanisms = load_mechanisms(experiment, params)
-    # A preset that is not written yet has nothing that DVC could know of.
+    # What is here was not made by a preset that is not written yet.
     states = {} if args.preset else stage_states()
     cells = {cell: stages_of(cell, mechanisms) for cell in experiment.cells}
     print(stages_table(states, cells, experiment, mechanisms))
     costs = _costs(experiment, cells, states, args, scratch / "speeds.json")
     if costs is None:
-        print("\nHours and disk: --measure times a step of each model")
+        print("\nHours and disk: --measure times two steps of each model")
         if args.budget_hours is not None:
             raise UserError("--budget-hours: needs measured speeds; add --measure")
         return
-    print("\n" + costs_table(costs))
+    where = "a GPU" if torch.cuda.is_available() else "this machine's CPU"
+    print(f"\nHours of {where}.\n\n{costs_table(costs)}")
     total = sum(costs.values(), Cost())
     if args.budget_hours is not None and total.hours > args.budget_hours:
         _ask(total.hours, args.budget_hours)
@@ -151,7 +153,8 @@ def stages_table(
     lines = [
         f"{len(cells)} cells: {len(mixtures)} mixtures, models {models}, seeds "
         f"{', '.join(str(seed) for seed in dict.fromkeys(cell.seed for cell in cells))}; "
-        f"{len(mechanisms.cells)} looked into, circuits of {len(mechanisms.circuit_cells)}",
+        f"{len(mechanisms.cells)} looked into, circuits of {len(mechanisms.circuit_cells)}. What "
+        "comes behind a cached stage counts as to run; it may turn out to be cached, too.",
         "",
         f"| stage | all | {UP_TO_DATE} | {CACHED} | {TO_RUN} |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -175,38 +178,53 @@ def _costs(
     args: argparse.Namespace,
     speeds_file: Path,
 ) -> dict[str, Cost] | None:
-    """Return the cost of what is to run, by model; None where no speed is known."""
+    """Return the cost of what is to run, by model; None where a speed is not known."""
     waiting = {
         cell: {stage.partition("@")[0] for stage in stages if states.get(stage, TO_RUN) == TO_RUN}
+        & {"train", "evaluate"}
         for cell, stages in cells.items()
     }
-    models = dict.fromkeys(cell.model for cell, kinds in waiting.items() if kinds)
+    waiting = {cell: kinds for cell, kinds in waiting.items() if kinds}
+    models = dict.fromkeys(cell.model for cell in waiting)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    keys = {model: _key(experiment, model, device) for model in models}
     if args.measure:
-        _measure(experiment, models, args.preset, speeds_file)
+        _measure(experiment, models, args.preset, speeds_file, device)
     known = read_speeds(speeds_file) if speeds_file.is_file() else {}
-    if not known.keys() >= models.keys():
+    if not known.keys() >= set(keys.values()):
         return None
-    sizes = {cell.mixture: 0 for cell in cells}
-    sizes = {key: _train_images(key, args.train_images) for key in sizes} if models else sizes
-    test_images = _test_images(args.test_images) if models else 0
+    if not waiting:
+        return {}
+    test_images = _test_images(args.test_images, states)
+    mixtures = dict.fromkeys(cell.mixture for cell in waiting)
+    sizes = {key: _train_images(key, args.train_images, states) for key in mixtures}
     costs: dict[str, Cost] = dict.fromkeys(models, Cost())
     for cell, kinds in waiting.items():
-        recipe = experiment.model(cell.model).recipe
+        recipe, speed = experiment.model(cell.model).recipe, known[keys[cell.model]]
         if "train" in kinds:
-            costs[cell.model] += training_cost(recipe, sizes[cell.mixture], known[cell.model])
+            costs[cell.model] += training_cost(recipe, sizes[cell.mixture], speed)
         if "evaluate" in kinds:
-            costs[cell.model] += evaluation_cost(recipe, test_images, known[cell.model])
+            costs[cell.model] += evaluation_cost(recipe, test_images, speed)
     return costs
 
 
+def _key(experiment: Experiment, name: str, device: str) -> str:
+    model = experiment.model(name)
+    return speed_key(name, model.architecture, model.recipe, device)
+
+
 def _measure(
-    experiment: Experiment, models: Iterable[str], preset: str | None, speeds_file: Path
+    experiment: Experiment,
+    models: Iterable[str],
+    preset: str | None,
+    speeds_file: Path,
+    device: str,
 ) -> None:
     for model in models:
         command = [sys.executable, "stages/dry_run.py", "--model", model]
         command += ["--save", str(speeds_file)]
         command += ["--preset", preset] if preset else []
-        if not torch.cuda.is_available():
+        if device == "cpu":
             # With a few images a step costs the same as with many.
             batch = min(experiment.model(model).recipe.global_batch_size, _CPU_BATCH)
             command += ["--global-batch", str(batch)]
@@ -215,30 +233,31 @@ def _measure(
             raise UserError(f"stages/dry_run.py --model {model}: exit {done.returncode}, see above")
 
 
-def _train_images(mixture: str, otherwise: int | None) -> int:
+def _train_images(mixture: str, given: int | None, states: Mapping[str, str]) -> int:
+    """Return the training images of a mixture: those given, or of one that is built."""
+    if given is not None:
+        return given
     path = BUILD / "mixtures" / mixture / "train.parquet"
-    if path.is_file():
-        return sum(len(rows) for rows in read_rows(path).values())
-    if otherwise is None:
+    if states.get(f"mixture@{mixture}") != UP_TO_DATE or not path.is_file():
         raise UserError(
-            f"{path}: absent, so the images of {mixture} are not known; `dvc repro mixture` builds "
-            "it, or give --train-images"
+            f"{path}: not there or not up to date, so the images of {mixture} are not known; "
+            "`dvc repro mixture` builds it, or give --train-images"
         )
-    return otherwise
+    return sum(len(rows) for rows in read_rows(path).values())
 
 
-def _test_images(otherwise: int | None) -> int:
+def _test_images(given: int | None, states: Mapping[str, str]) -> int:
+    """Return how many images are evaluated: those given, or of the index that is there."""
+    if given is not None:
+        return given
     files = [INDEX / f"{name}.parquet" for name in ("domains", "imagenet_validation")]
-    there = [file for file in files if file.is_file()]
-    if there:
-        frames = [read_index(file, columns=["split"]).frame for file in there]
-        return sum(int((frame["split"] == "test").sum()) for frame in frames)
-    if otherwise is None:
+    if states.get("corpus") != UP_TO_DATE or not files[0].is_file():
         raise UserError(
-            f"{files[0]}: absent, so the test images are not known; `dvc repro corpus` makes it, "
-            "or give --test-images"
+            f"{files[0]}: not there or not up to date, so the test images are not known; `dvc "
+            "repro corpus` makes it, or give --test-images"
         )
-    return otherwise
+    frames = [read_index(file, columns=["split"]).frame for file in files if file.is_file()]
+    return sum(int((frame["split"] == "test").sum()) for frame in frames)
 
 
 def costs_table(costs: Mapping[str, Cost]) -> str:

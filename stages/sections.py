@@ -12,6 +12,7 @@ from clip_mixtures.report import figures
 from clip_mixtures.report.audits import audit_table, verification_table
 from clip_mixtures.report.differences import difference_tables
 from clip_mixtures.report.document import (
+    MISSING,
     Block,
     Document,
     Fold,
@@ -198,14 +199,18 @@ def _facts(study: Study) -> tuple[tuple[str, str], ...]:
     cells, summary = study.cells, study.summary
     held_out = study.averaged[study.averaged["measure"].str.startswith("Held-out, ")]
     of_test_domain = held_out["measure"] == "Held-out, " + held_out["test_domain"]
-    best = held_out[of_test_domain].sort_values("estimate", kind="stable").iloc[-1]
+    unseen = held_out[of_test_domain & ~held_out["mixture"].isin(study.informed)]
+    best = [
+        f"{percent(row['estimate'])} % ({row['mixture']}, {row['model']})"
+        for row in unseen.sort_values("estimate", kind="stable").to_dict("records")
+    ]
     return (
         ("Cells", str(len(cells))),
         ("Mixtures", str(len(study.mixtures))),
         ("Models", ", ".join(dict.fromkeys(cell.model for cell in cells))),
         ("Seeds", ", ".join(dict.fromkeys(str(cell.seed) for cell in cells))),
         ("Test domain", ", ".join(dict.fromkeys(one["test_domain"] for one in summary))),
-        ("Best held-out", f"{percent(best['estimate'])} % ({best['mixture']}, {best['model']})"),
+        ("Best held-out", best[-1] if best else MISSING),
         ("Data", str(study.data["md5"])[:10]),
     )
 

@@ -77,6 +77,12 @@ class Study:
         """The kind of each mixture."""
         return {key: self.experiment.mixture(key).kind for key in self.mixtures}
 
+    @property
+    def informed(self) -> set[str]:
+        """The mixtures that train on held-out images: upper bounds and interpolations."""
+        mixtures = {key: self.experiment.mixture(key) for key in self.mixtures}
+        return {key for key, one in mixtures.items() if one.include_test_classes or one.allow}
+
     @functools.cached_property
     def counts(self) -> pd.DataFrame:
         """The training images of each mixture."""

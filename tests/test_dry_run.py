@@ -235,9 +235,9 @@ def test_mistakes_are_one_line(
 def test_a_preset_is_about_its_own_models_and_those_it_runs(
     project: Path,
 ) -> None:
-    _, keys = stage._models("tiny", None, project, ALONE)
+    _, keys = stage._models("tiny", None)
     assert keys == ["tiny", "sample-rn", "sample-classifier"]
-    _, keys = stage._models(None, None, project, ALONE)
+    _, keys = stage._models(None, None)
     assert keys == ["sample-rn", "sample-classifier"]
 
 

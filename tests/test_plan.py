@@ -6,10 +6,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import plan
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import read_yaml
+from clip_mixtures.mixtures.store import write_rows
 from clip_mixtures.presets import laid_over
 from clip_mixtures.training.config import TrainConfig, train_config_from_params
 from clip_mixtures.training.cost import (
@@ -18,6 +21,7 @@ from clip_mixtures.training.cost import (
     evaluation_cost,
     kept_checkpoints,
     read_speeds,
+    speed_key,
     training_cost,
     write_speeds,
 )
@@ -94,6 +98,34 @@ def test_the_table_counts_every_stage_once() -> None:
     stages = 5 + 4 + sum(len(names) for names in cells.values())
     assert rows["together"] == [str(stages), "1", "1", str(stages - 2)]
     assert TO_RUN in lines[2]
+
+
+def test_given_numbers_go_before_what_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = tmp_path / "build" / "mixtures" / "cg-low" / "train.parquet"
+    write_rows(built, {"domains": np.arange(7)})
+    states = {"mixture@cg-low": UP_TO_DATE}
+    assert plan._train_images("cg-low", None, states) == 7
+    assert plan._train_images("cg-low", 9_000_000, states) == 9_000_000
+    assert plan._test_images(176_000, {}) == 176_000
+    # Of another experiment than the one that is planned.
+    for other in ({}, {"mixture@cg-low": TO_RUN}):
+        with pytest.raises(UserError, match=r"not up to date.*--train-images"):
+            plan._train_images("cg-low", None, other)
+    with pytest.raises(UserError, match=r"not up to date.*--test-images"):
+        plan._test_images(None, {"corpus": TO_RUN})
+
+
+def test_another_recipe_or_device_is_another_measurement() -> None:
+    keys = {
+        speed_key("m", "RN50", recipe(), "cpu"),
+        speed_key("m", "RN50", recipe(), "cuda"),
+        speed_key("m", "RN50", recipe(global_batch_size=128), "cpu"),
+        speed_key("m", "RN101", recipe(), "cpu"),
+    }
+    assert len(keys) == 4
 
 
 def test_costs_add_up() -> None:

@@ -226,6 +226,18 @@ def test_headline_numbers_by_hand() -> None:
     }
 
 
+def test_upper_bounds_are_no_result_of_the_headline() -> None:
+    summary = [cell("cg-low", 0.2, 0.4), cell(MIXTURES[3], 0.9, 0.9)]
+    found = tables.headline(summary, KINDS, informed={MIXTURES[3]})
+    assert found == {
+        "cells": 2,
+        "best_held_out": 0.2,
+        "mean_held_out": 0.2,
+        "mean_seen": 0.4,
+        "generalisation_gap": 0.2,
+    }
+
+
 def test_headline_gains_compare_like_with_like() -> None:
     # High diversity was trained with a second, better model too; low was not.
     summary = [

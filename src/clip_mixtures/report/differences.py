@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,9 +110,9 @@ def _over_seeds(first: Summary, second: Summary) -> Iterator[dict[str, Any]]:
     for group in GROUPS:
         of_first, of_second = (
             {
-                cell["seed"]: float(found["estimate"] or 0.0)
+                cell["seed"]: float(found["estimate"])
                 for cell in cells
-                if (found := _of(cell, group))
+                if (found := _of(cell, group)) and _is_known(found["estimate"])
             }
             for cells in (first, second)
         )
@@ -199,3 +200,7 @@ def _entry(found: Mapping[Any, Any] | None) -> Entry:
     clear = low > 0 or high < 0
     note = f"[{low:+.1f}, {high:+.1f}]"
     return Entry(f"{middle:+.1f}", round(middle, 4), note, shade=_CLEAR if clear else 0)
+
+
+def _is_known(estimate: float | None) -> bool:
+    return estimate is not None and math.isfinite(estimate)

@@ -30,8 +30,8 @@ def class_accuracies(
     Returns:
         A row a class, mixture and model: ``test_domain``, ``model``, ``mixture``, ``class_name``,
         ``images`` (test images), ``accuracy`` (fraction, mean over seeds), ``mistaken_for`` (the
-        most frequent wrong answer of all seeds; None without any) and ``mistakes`` (how often it
-        was given).
+        most frequent wrong answer of all mixtures and seeds; None without any) and ``mistakes``
+        (how often it was given).
     """
     parts, errors = [], []
     for cell in summary:
@@ -50,13 +50,14 @@ def class_accuracies(
     table = runs.groupby(keys, sort=False).agg(
         images=("images", "first"), accuracy=("accuracy", "mean")
     )
-    counts = pd.concat(errors, ignore_index=True).groupby([*keys, "predicted"])["images"].sum()
+    of_all = ["test_domain", "model", "class_name"]
+    counts = pd.concat(errors, ignore_index=True).groupby([*of_all, "predicted"])["images"].sum()
     # Of equally frequent answers the first by name, so that the order of runs does not matter.
     first = counts.rename("mistakes").reset_index().sort_values(
         ["mistakes", "predicted"], ascending=[False, True], kind="stable"
     )  # fmt: skip
-    first = first.drop_duplicates(keys).rename(columns={"predicted": "mistaken_for"})
-    merged: pd.DataFrame = table.reset_index().merge(first, on=keys, how="left")
+    first = first.drop_duplicates(of_all).rename(columns={"predicted": "mistaken_for"})
+    merged: pd.DataFrame = table.reset_index().merge(first, on=of_all, how="left")
     return merged
 
 
@@ -108,10 +109,9 @@ def _share(accuracy: float | None) -> Entry:
 
 
 def _mistake(found: pd.DataFrame) -> Entry:
-    answers = found.dropna(subset="mistaken_for").groupby("mistaken_for")["mistakes"].sum()
-    if answers.empty:
-        return Entry(MISSING)
-    return Entry(str(answers.idxmax()))
+    # The same for all mixtures.
+    answers = found["mistaken_for"].dropna()
+    return Entry(MISSING if answers.empty else str(answers.iloc[0]))
 
 
 def example_tables(summary: Summary, examples: pd.DataFrame, folder: Path) -> Iterator[Table]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import atomic_write_json, read_text
 from clip_mixtures.training.config import Recipe
+from clip_mixtures.training.data import fingerprint
 
 # A training step is about three forward passes: one forward, and twice its products backward.
 _FORWARD_SHARE = 1 / 3
@@ -52,6 +53,18 @@ class Cost:
         return Cost(self.hours + other.hours, self.disk_bytes + other.disk_bytes)
 
 
+def speed_key(model: str, architecture: str, recipe: Recipe, device: str) -> str:
+    """Return the name of a measurement: another recipe or device is another one.
+
+    Args:
+        model: its key in params.
+        architecture: of the network.
+        recipe: that it is trained by.
+        device: cuda or cpu.
+    """
+    return f"{model}-{device}-{fingerprint(architecture, recipe)}"
+
+
 def kept_checkpoints(recipe: Recipe) -> int:
     """Return how many checkpoints of a run stay: that before training, and those after it."""
     made = math.ceil(recipe.epochs / recipe.checkpoint_every)
@@ -85,7 +98,7 @@ def evaluation_cost(recipe: Recipe, test_images: int, speed: Speed) -> Cost:
 
 
 def write_speeds(path: Path, speeds: Mapping[str, Speed]) -> None:
-    """Write the speeds of models by their keys; those of other models stay."""
+    """Write measurements by their keys (:func:`speed_key`); others in the file stay."""
     known = read_speeds(path) if path.is_file() else {}
     values = {**known, **speeds}
     atomic_write_json(path, {key: dataclasses.asdict(speed) for key, speed in values.items()})
