@@ -5,7 +5,7 @@ python stages/code_versions.py
 build/code/<stage>.txt names every source file that the stage's script imports, with a digest of
 what it does; comments and docstrings do not count. A stage depends on its file, and so re-runs if
 that has changed. Written out in dvc.yaml, the same lists would have to be kept in step by hand, and
-made DVC's lock files six times as long.
+made DVC's lock files several times as long.
 """
 
 from __future__ import annotations

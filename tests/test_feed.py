@@ -467,7 +467,7 @@ def test_a_run_on_decoded_images_is_the_same_with_and_without_workers(
     toy = dataclasses.replace(toy, config=dataclasses.replace(toy.config, images="decoded"))
     for workers in ("0", "1"):
         monkeypatch.setenv("WORKERS", workers)
-        train_run(toy, tmp_path / "scratch", tmp_path / workers, {})
+        train_run(toy, tmp_path / f"scratch-{workers}", tmp_path / workers, {})
     assert published(tmp_path / "0") == published(tmp_path / "1")
     assert "checkpoints/epoch_002.safetensors" in published(tmp_path / "0")
 

@@ -412,7 +412,7 @@ def test_a_killed_classifier_ends_with_the_bits_of_one_that_was_not(
 ) -> None:
     run = make_supervised_run(tmp_path)
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0)
-    train_run(run, tmp_path / "scratch", tmp_path / "whole", {})
+    train_run(run, tmp_path / "other", tmp_path / "whole", {})
     genuine, steps = Supervised.after_step, []
 
     def die(supervised: Supervised) -> None:

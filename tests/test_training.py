@@ -272,7 +272,7 @@ def test_a_kill_while_publishing_costs_nothing(
 ) -> None:
     toy = make_run(tmp_path)
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0)
-    train_run(toy, tmp_path / "scratch", tmp_path / "whole", {})
+    train_run(toy, tmp_path / "other", tmp_path / "whole", {})
     calls = []
 
     def die(path: Path, *rest: Any, **more: Any) -> Any:
