@@ -32,7 +32,12 @@ ROOT = Path(__file__).resolve().parents[1]
 _COPIED = ("dvc.yaml", "pipeline", "params.yaml", "presets", "stages", "src")
 _MIXTURES, _SEEDS = 26, 3
 # What later stages name of an output.
-_FILES = {"activations": ("features.npy", "images.parquet", "class_means.safetensors")}
+_FILES = {
+    "corpus": ("domains.parquet",),
+    "verify": ("summary.json",),
+    "mixture": ("mixture.json",),
+    "activations": ("features.npy", "images.parquet"),
+}
 _STUB = """\
 # stage folder files...: fail on none, write each; what it holds differs by stage and folder.
 stage=$1 folder=$2
@@ -167,6 +172,7 @@ def measure(folder: Path, matrix: str, rounds: int, cells: int) -> None:
 
 def _cells(folder: Path, run: Callable[..., float], cells: int) -> tuple[str, float, int]:
     """Make the stages of some cells anew, as stages/work.py does, a command a cell."""
+    sys.path.insert(0, str(ROOT / "stages"))
     import work
     from experiment import load_experiment
     from mechanism_params import load_mechanisms
