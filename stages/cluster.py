@@ -26,7 +26,6 @@ from pathlib import Path
 from clip_mixtures.errors import UserError, reports_user_errors, unknown
 from clip_mixtures.files import read_yaml
 from clip_mixtures.scheduling.cluster import prepare, submit
-from clip_mixtures.scheduling.leash import Leash
 from clip_mixtures.scheduling.sbatch import (
     Resources,
     job_script,
@@ -54,7 +53,7 @@ from clip_mixtures.scheduling.submissions import (
 from clip_mixtures.scheduling.workers import last_lines
 from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
-from work import SHARED_STAGE, cells_to_do, stages_of
+from work import INTERRUPTED, SHARED_STAGE, cells_to_do, repro, stages_of
 
 HERE = Path()
 PINNED_DATA = Path("data.dvc")
@@ -63,7 +62,6 @@ PIPELINE = Path("dvc.yaml")
 SHARED_INPUTS = ("code", "corpus", "verify")
 _POLL_SECONDS = 5.0
 _SHOWN_LINES = 8
-_INTERRUPTED = 130  # as shells have it
 
 
 @reports_user_errors
@@ -95,7 +93,7 @@ def main() -> None:
         print(
             "stopped; what is submitted goes on: python stages/cluster.py status", file=sys.stderr
         )
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -191,14 +189,6 @@ def _jobs(cells: Sequence[Cell], mechanisms: Mechanisms) -> list[CellJob]:
     ]
 
 
-def _repro(*stages: str) -> None:
-    """Bring stages, or all, up to date; end with DVC's status when it fails."""
-    with Leash(["dvc", "repro", *stages]) as leash:
-        code = leash.wait()
-    if code:
-        sys.exit(code)
-
-
 def _check_remote(remote: str | None) -> None:
     if remote is not None:
         known = [line.split()[0] for line in run_dvc(HERE, "remote", "list").splitlines() if line]
@@ -261,7 +251,7 @@ def _submit(
     with one_at_a_time(_root()):
         # Before hours of work: whether SLURM answers.
         read_settled_queue(_root())
-        _repro(SHARED_STAGE)
+        repro(SHARED_STAGE)
         jobs = _waiting(experiment, mechanisms, read_settled_queue(_root()))
         if not jobs:
             return None
@@ -342,7 +332,7 @@ def _collect(experiment: Experiment, mechanisms: Mechanisms, remote: str | None)
         UserError: when cells are not done.
     """
     _check_remote(remote)
-    _repro(SHARED_STAGE)
+    repro(SHARED_STAGE)
     queue = read_settled_queue(_root())
     latest = _latest(queue, with_reasons=False)
     there = {name for name, one in latest.items() if one.state == DONE}
@@ -358,7 +348,7 @@ def _collect(experiment: Experiment, mechanisms: Mechanisms, remote: str | None)
     print(f"{len(todo) - len(left)} cells taken over, {len(left)} not done", flush=True)
     if left:
         raise UserError(_what_is_left(left, there))
-    _repro()
+    repro()
 
 
 def _what_is_left(left: Iterable[str], there: Iterable[str]) -> str:

@@ -26,12 +26,11 @@ from clip_mixtures.remotes.records import Project
 from clip_mixtures.scheduling.leash import Leash
 from experiment import PARAMS, load_experiment
 from mechanism_params import load_mechanisms
-from work import stages_of
+from work import INTERRUPTED, stages_of
 
 _ROOT = Path()
 _MOST_ROWS = 50
 _MOST_PLACES = 3
-_INTERRUPTED = 130  # as shells have it
 
 
 def expand(targets: Sequence[str]) -> list[str]:
@@ -212,7 +211,7 @@ def main() -> None:
         (_verify if args.command == "verify" else _transfer)(args)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

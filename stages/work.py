@@ -35,7 +35,7 @@ CELL_STAGES = ("train", "evaluate")
 PIPELINES = "pipeline/{family}/dvc.yaml"
 LOOKED_INTO = ("activations", "representation", "sae", "sharing")
 CIRCUITS = ("circuits",)
-_INTERRUPTED = 130  # as shells have it
+INTERRUPTED = 130  # as shells have it
 
 
 def stages_of(cell: Cell, mechanisms: Mechanisms | None = None) -> list[str]:
@@ -88,12 +88,12 @@ def run_cells(
         KeyboardInterrupt: as it came, after what ran has ended.
     """
     # Without waiting for the lock, a training that has ended may go unrecorded.
-    repro = ["dvc", "--wait-for-lock", "repro", "--single-item"]
-    commands = {cell.run: [*repro, *stages_of(cell, mechanisms)] for cell in cells}
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item"]
+    commands = {cell.run: [*command, *stages_of(cell, mechanisms)] for cell in cells}
     return run_commands(commands, at, logs, unit="cell")
 
 
-def _repro(*stages: str) -> None:
+def repro(*stages: str) -> None:
     """Bring stages, or all, up to date; end with DVC's status when it fails."""
     with Leash(["dvc", "repro", *stages]) as leash:
         code = leash.wait()
@@ -102,7 +102,7 @@ def _repro(*stages: str) -> None:
 
 
 def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) -> None:
-    _repro(SHARED_STAGE)
+    repro(SHARED_STAGE)
     mechanisms = load_mechanisms(experiment)
     cells = cells_to_do(experiment, mechanisms)
     if cells:
@@ -123,7 +123,7 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
                 f"{len(failed)} of {len(cells)} cells are not done: {names}; their logs say why, "
                 "and the same command goes on"
             )
-    _repro()
+    repro()
 
 
 @reports_user_errors
@@ -146,7 +146,7 @@ def main() -> None:
         _run_all(experiment, args.workers, args.gpus_per_worker)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is not done", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

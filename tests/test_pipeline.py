@@ -115,6 +115,17 @@ class Project:
         status = json.loads(self.run("dvc", "status", "--json").stdout)
         return {name for name, changes in status.items() if changes}
 
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch" / "runs"
+
+    def wait_until_it_trains(self, process: subprocess.Popen[Any]) -> None:
+        deadline = time.monotonic() + 120
+        while not list(self.scratch.glob("*/checkpoints/epoch_000.safetensors")):
+            assert process.poll() is None, "the training ended before anything could be done to it"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def checkpoint(self, run: str, epoch: int) -> bytes:
         folder = self.folder / "build" / "runs" / run / "checkpoints"
         return (folder / f"epoch_{epoch:03d}.safetensors").read_bytes()
@@ -253,12 +264,7 @@ def test_a_killed_training_is_finished_by_the_next_repro(project: Project) -> No
         command, cwd=project.folder, env=project.environment, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    scratch = project.folder / "scratch" / "runs"
-    deadline = time.monotonic() + 120
-    while not list(scratch.glob("*/checkpoints/epoch_000.safetensors")):
-        assert process.poll() is None, "the training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    project.wait_until_it_trains(process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (project.folder / "build" / "runs" / run).exists()
@@ -266,9 +272,9 @@ def test_a_killed_training_is_finished_by_the_next_repro(project: Project) -> No
     project.run(*command)
     assert project.checkpoint(run, 2) == whole
     # Until it is evaluated, for DVC might have been killed before it recorded the training.
-    assert [folder.name.rpartition("-")[0] for folder in scratch.iterdir()] == [run]
+    assert [folder.name.rpartition("-")[0] for folder in project.scratch.iterdir()] == [run]
     project.run("dvc", "repro", "--force", "--single-item", "evaluate@cg-low-sample-rn-0")
-    assert not list(scratch.iterdir())
+    assert not list(project.scratch.iterdir())
     assert project.changed_stages() == set()
 
 
@@ -371,12 +377,7 @@ def test_a_parameter_edited_during_a_stage_is_not_recorded_with_its_result(
             ["dvc", "repro", "--force", "--single-item", stage], cwd=project.folder,
             env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        scratch = project.folder / "scratch" / "runs"
-        deadline = time.monotonic() + 120
-        while not list(scratch.glob("*/checkpoints/epoch_000.safetensors")):
-            assert process.poll() is None, "the training ended before anything could be edited"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        project.wait_until_it_trains(process)
         project.edit(train={"learning_rate": 0.5})
         said, _ = process.communicate(timeout=300)
     finally:
