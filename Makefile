@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A run is reproduced on this machine; nothing is reported anywhere.
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test test-browser test-remote test-slurm setup check data lint types clean
+.PHONY: demo test test-browser test-gpu test-remote test-slurm setup check data lint types clean
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -59,6 +59,10 @@ test: lint types
 # Chromium or Chrome where there is one; skipped with a message where not.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser tests/test_browser.py
+
+# An NVIDIA GPU where there is one; skipped with a message where not.
+test-gpu: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
 # A real S3 server on this machine, kills and faults.
 test-remote: $(READY)

@@ -34,7 +34,7 @@ _MIXTURES, _SEEDS = 26, 3
 # What later stages name of an output.
 _FILES = {
     "corpus": ("domains.parquet",),
-    "verify": ("summary.json",),
+    "verify": ("summary.json", "domains.parquet"),
     "mixture": ("mixture.json",),
     "activations": ("features.npy", "images.parquet"),
 }

@@ -14,12 +14,13 @@ from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.processes import decoding_workers
 from experiment import ACTIVATIONS, INDEX, VERIFICATION, cell_of_arguments, load_experiment
 from looked_into import checkpoint_of
-from mechanism_params import load_mechanisms
 from steady import steady
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/activations/<run>/."""
     cell, experiment = cell_of_arguments(__doc__), load_experiment()
@@ -34,7 +35,6 @@ def main() -> None:
         decoded(images, checkpoint.model.image_size, max(decoding_workers(), 1)),
         domains=index.domains(),
         classes=len(index.class_names()),
-        layers=load_mechanisms(experiment).layers,
         epoch=checkpoint.epoch,
     )
     write_activations(ACTIVATIONS / cell.run, found)

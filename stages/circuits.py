@@ -56,6 +56,7 @@ from experiment import (
 from looked_into import checkpoint_of, code_version
 from mechanism_params import load_mechanisms
 from steady import steady
+from timed import timed
 
 DOMAIN_INDEX = INDEX / "domains.parquet"
 # Tables that are kept: what was found of each class, and the comparison.
@@ -68,6 +69,7 @@ EXAMPLES, THUMBNAIL = 4, 64
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/mechanisms/circuits/<run>/: circuits, their comparison, ablations, examples."""
     cell = cell_of_arguments(__doc__)
@@ -144,12 +146,8 @@ def _scratch(experiment: Experiment, cell: Cell, config: CircuitsConfig) -> Path
     """Return a folder that stands for everything that circuits follow from."""
     weights = list(list_checkpoints(BUILD / "runs" / cell.run / "checkpoints").values())[-1]
     files = (weights, DOMAIN_INDEX, VERIFICATION / DOMAIN_INDEX.name)
-    made_from = fingerprint(
-        *map(sha256_file, files),
-        config,
-        experiment.evaluate,
-        code_version(),
-    )
+    texts = (experiment.evaluate.prompts, experiment.evaluate.protocol)
+    made_from = fingerprint(*map(sha256_file, files), config, *texts, code_version())
     root = scratch_root() / "circuits"
     return root / f"{cell.run}-{made_from}"
 

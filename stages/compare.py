@@ -24,10 +24,12 @@ from mechanism_params import load_mechanisms
 from sections import FIGURES, IMAGES, held_out_frame, report_document, study_drawings
 from steady import steady
 from study import Study
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write metrics/ and report/."""
     experiment = load_experiment()

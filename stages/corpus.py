@@ -11,10 +11,12 @@ from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.index import read_index
 from experiment import DATA, INDEX, load_experiment
 from steady import steady
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/index/, one file for each corpus."""
     experiment = load_experiment()

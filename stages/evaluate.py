@@ -36,6 +36,7 @@ from experiment import (
 )
 from finished import forget_finished
 from steady import steady
+from timed import timed
 
 IMAGENET = "imagenet"
 FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validation.parquet"}
@@ -43,6 +44,7 @@ FILES = {DOMAINS: INDEX / "domains.parquet", IMAGENET: INDEX / "imagenet_validat
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/evaluation/<run>/: predictions, metrics.json, classes, confusions, training/."""
     cell = cell_of_arguments(__doc__)

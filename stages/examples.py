@@ -22,12 +22,14 @@ from clip_mixtures.report.provenance import pinned_data
 from evaluated import EXAMPLES, PINNED, last_answers
 from experiment import DATA, INDEX, load_experiment
 from steady import steady
+from timed import timed
 
 PIN = DATA.with_suffix(".dvc")
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/examples/: thumbnails, examples.csv with the answers, data.json with the pin."""
     pinned = pinned_data(read_yaml(PIN), str(PIN))

@@ -24,7 +24,10 @@ from clip_mixtures.settings import settings_from_params
 from experiment import PARAMS, Cell, Experiment, are_different, mapping, section, under_data
 
 _CELLS = ("models", "seeds")
-_KEYS = (*_CELLS, "layers", "embedding", "cka", "features", "sae", "sharing", "circuits")
+# Beside the recipe of circuits, not in it: another choice of cells changes none of their results.
+_CIRCUIT_CELLS = ("circuit_models", "circuit_seeds")
+_RECIPES = ("embedding", "cka", "features", "sae", "sharing", "circuits")
+_KEYS = (*_CELLS, *_CIRCUIT_CELLS, *_RECIPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Mechanisms:
 
     Attributes:
         cells: whose last checkpoints are looked into.
-        layers: whose activations are read; None for all.
         embedding: how the embedding is mapped and measured.
         cka: how layers are compared.
+        cka_layers: which layers; None for all.
         features: what an autoencoder is trained on.
         sae: the recipe of the autoencoder.
         sharing: how shared units are counted and named.
@@ -44,9 +47,9 @@ class Mechanisms:
     """
 
     cells: tuple[Cell, ...]
-    layers: tuple[str, ...] | None
     embedding: EmbeddingConfig
     cka: CkaConfig
+    cka_layers: tuple[str, ...] | None
     features: FeaturesConfig
     sae: SaeConfig
     sharing: SharingConfig
@@ -66,48 +69,48 @@ def load_mechanisms(experiment: Experiment, path: Path = PARAMS) -> Mechanisms:
     """
     params = section(read_yaml(path), "mechanisms", _KEYS)
     cells, models = experiment.cells, experiment.models
-    layers = params["layers"]
+    cka = dict(mapping(params["cka"], "mechanisms.cka"))
+    layers = cka.pop("layers", "all")
     if layers != "all" and not are_different(layers, str):
-        raise UserError(f"mechanisms.layers: is {layers!r}; allowed: all, or a list of names")
+        raise UserError(f"mechanisms.cka.layers: is {layers!r}; allowed: all, or a list of names")
     sharing = settings_from_params(SharingConfig, params["sharing"], "mechanisms.sharing")
     if sharing.vocabulary not in ("none", "classes"):
         under_data(Path(sharing.vocabulary), "mechanisms.sharing.vocabulary")
-    circuits = dict(mapping(params["circuits"], "mechanisms.circuits"))
-    circuit_cells = _chosen_cells(circuits, cells, "mechanisms.circuits")
+    circuit_cells = _chosen_cells(params, cells, _CIRCUIT_CELLS)
     for cell in circuit_cells:
         if models[cell.model].is_supervised:
             raise UserError(
-                f"mechanisms.circuits.models: {cell.model!r} is a classifier; circuits are traced "
+                f"mechanisms.circuit_models: {cell.model!r} is a classifier; circuits are traced "
                 "from the cosine with a text, so choose models of CLIP"
             )
-    recipe = {key: value for key, value in circuits.items() if key not in _CELLS}
     return Mechanisms(
-        cells=_chosen_cells(params, cells, "mechanisms"),
-        layers=None if layers == "all" else tuple(layers),
+        cells=_chosen_cells(params, cells, _CELLS),
         embedding=settings_from_params(
             EmbeddingConfig, params["embedding"], "mechanisms.embedding"
         ),
-        cka=settings_from_params(CkaConfig, params["cka"], "mechanisms.cka"),
+        cka=settings_from_params(CkaConfig, cka, "mechanisms.cka"),
+        cka_layers=None if layers == "all" else tuple(layers),
         features=settings_from_params(FeaturesConfig, params["features"], "mechanisms.features"),
         sae=settings_from_params(SaeConfig, params["sae"], "mechanisms.sae"),
         sharing=sharing,
-        circuits=settings_from_params(CircuitsConfig, recipe, "mechanisms.circuits"),
+        circuits=settings_from_params(CircuitsConfig, params["circuits"], "mechanisms.circuits"),
         circuit_cells=circuit_cells,
     )
 
 
-def _chosen_cells(params: Mapping[str, Any], cells: Sequence[Cell], where: str) -> tuple[Cell, ...]:
+def _chosen_cells(
+    params: Mapping[str, Any], cells: Sequence[Cell], keys: tuple[str, str]
+) -> tuple[Cell, ...]:
     """Return the cells of some of the models and seeds that are run; of none if a list is empty."""
-    for name in _CELLS:
-        if name not in params:
-            raise UserError(f"{where}: {name} missing")
-        allowed = list(dict.fromkeys(getattr(cell, name.removesuffix("s")) for cell in cells))
-        values = params[name]
+    chosen: list[list[Any]] = []
+    for key, name in zip(keys, ("model", "seed"), strict=True):
+        allowed = list(dict.fromkeys(getattr(cell, name) for cell in cells))
+        values = params[key]
         if not isinstance(values, list) or len(set(values)) < len(values):
-            raise UserError(f"{where}.{name}: is {values!r}, not a list of some of {allowed}")
+            raise UserError(f"mechanisms.{key}: is {values!r}, not a list of some of {allowed}")
         for value in values:
             if value not in allowed:
-                raise unknown(name.removesuffix("s"), value, allowed, f"{where}.{name}")
-    return tuple(
-        cell for cell in cells if cell.model in params["models"] and cell.seed in params["seeds"]
-    )
+                raise unknown(name, value, allowed, f"mechanisms.{key}")
+        chosen.append(values)
+    models, seeds = chosen
+    return tuple(cell for cell in cells if cell.model in models and cell.seed in seeds)

@@ -12,10 +12,12 @@ from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.make import make_mixture
 from experiment import BUILD, INDEX, VERIFICATION, load_experiment
 from steady import steady
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/mixtures/<mixture>/: rows, definition, counts and audit."""
     parser = argparse.ArgumentParser(description=__doc__)

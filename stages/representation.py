@@ -17,10 +17,12 @@ from clip_mixtures.mixtures.store import definition_of
 from experiment import ACTIVATIONS, BUILD, INDEX, MECHANISMS, cell_of_arguments, load_experiment
 from mechanism_params import load_mechanisms
 from steady import steady
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/mechanisms/representation/<run>/."""
     cell = cell_of_arguments(__doc__)
@@ -38,7 +40,7 @@ def main() -> None:
         found, mixture.test_domain, settings.embedding, bootstrap.resamples, bootstrap.seed
     )
     tables["cka"] = cka_table(
-        found.class_means,
+        found.means_of(settings.cka_layers),
         found.domains,
         held_out,
         kernels=settings.cka.kernels,

@@ -37,10 +37,12 @@ from experiment import (
 from looked_into import checkpoint_of, code_version
 from mechanism_params import load_mechanisms
 from steady import steady
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/mechanisms/sae/<run>/: the autoencoder, its curves and facts."""
     cell, experiment = cell_of_arguments(__doc__), load_experiment()

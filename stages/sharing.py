@@ -33,6 +33,7 @@ from finished import forget_finished
 from looked_into import checkpoint_of
 from mechanism_params import load_mechanisms
 from steady import steady
+from timed import timed
 
 # Units of which examples are shown, images of each in a domain, and their side in pixels.
 SHOWN, EXAMPLES, THUMBNAIL = 8, 3, 64
@@ -40,6 +41,7 @@ SHOWN, EXAMPLES, THUMBNAIL = 8, 3, 64
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/mechanisms/sharing/<run>/: sharing by class, score, shared units, examples."""
     cell = cell_of_arguments(__doc__)

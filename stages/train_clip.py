@@ -14,6 +14,7 @@ from clip_mixtures.files import sha256_file
 from clip_mixtures.training.run import Run, train_run
 from experiment import BUILD, cell_of_arguments, load_experiment, scratch_root
 from steady import steady
+from timed import timed
 
 # DVC keeps it in step with the data before any stage runs.
 PINNED_DATA = Path("data.dvc")
@@ -21,6 +22,7 @@ PINNED_DATA = Path("data.dvc")
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/runs/<run>/: checkpoints, loss curves and facts of the run."""
     cell = cell_of_arguments(__doc__)

@@ -13,10 +13,12 @@ from clip_mixtures.index import read_index
 from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
 from experiment import INDEX, VERIFICATION, load_experiment, scratch_root
 from steady import steady
+from timed import timed
 
 
 @reports_user_errors
 @steady
+@timed
 def main() -> None:
     """Write build/verification/: a table for each index, quarantine.csv and summary.json."""
     allowed = load_experiment().unreadable_share

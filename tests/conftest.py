@@ -12,11 +12,15 @@ from corpora_factory import TinyCorpus, make_base, make_domainnet
 from clip_mixtures.corpora.domainnet import index_domainnet
 from clip_mixtures.corpora.imagenet_captions import index_imagenet_captions
 
-# Tests prove the same on every machine; bits are promised on the CPU alone.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that are about them (`make test-gpu`)."""
+    # Tests prove the same on every machine; bits are promised on the CPU alone.
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

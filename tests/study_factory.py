@@ -88,8 +88,7 @@ def _write_params(
     params["corpus"]["domains"] = DOMAINS
     params["test"]["held_out"] = HELD_OUT
     params["evaluate"]["bootstrap_resamples"] = 100
-    for section in (params["mechanisms"], params["mechanisms"]["circuits"]):
-        section.update(models=[], seeds=[])
+    params["mechanisms"] |= {"models": [], "seeds": [], "circuit_models": [], "circuit_seeds": []}
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
 
@@ -155,7 +154,8 @@ def _write_training(folder: Path, facts: Mapping[str, Any]) -> None:
         folder / "training.json",
         {
             **{key: facts[key] for key in ("mixture", "model", "seed")},
-            "processes": 1, "device": "cpu", "train_images": 70, "steps": 16, "images_seen": 128,
+            "processes": 1, "device": "cpu", "device_batch": 8, "versions": {"torch": "2.15.0"},
+            "train_images": 70, "steps": 16, "images_seen": 128,
             "loss": 1.25, "recipe": recipe,
         },
     )  # fmt: skip

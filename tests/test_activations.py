@@ -20,7 +20,7 @@ from clip_mixtures.mechanisms.activations import (
     write_activations,
 )
 from clip_mixtures.mechanisms.checkpoint import Checkpoint, load_last
-from clip_mixtures.mechanisms.collect import collect, features_of, layers_to_read
+from clip_mixtures.mechanisms.collect import collect, features_of
 from clip_mixtures.mechanisms.config import EmbeddingConfig
 from clip_mixtures.mechanisms.represent import represent
 from clip_mixtures.mechanisms.shards import ordered_batches
@@ -126,10 +126,14 @@ def test_portions_do_not_matter(checkpoint: Checkpoint, images: EvaluationSet, s
     assert np.allclose(torch.cat(list(batches)).numpy(), whole.features, atol=1e-5)
 
 
-def test_layers_are_named_and_come_in_network_order(checkpoint: Checkpoint) -> None:
-    assert layers_to_read(checkpoint.tower, ["attnpool", "act2"]) == ("act2", "attnpool")
+def test_layers_are_named_and_come_in_network_order(
+    checkpoint: Checkpoint, images: EvaluationSet
+) -> None:
+    found = collected(checkpoint, images)
+    assert list(found.means_of(["attnpool", "act2"])) == ["act2", "attnpool"]
+    assert found.means_of(None) == found.class_means
     with pytest.raises(UserError, match=r"layer 'act9'.*act1"):
-        layers_to_read(checkpoint.tower, ["act9"])
+        found.means_of(["act9"])
 
 
 def test_portions_that_are_not_the_whole_set_are_refused(
@@ -154,7 +158,7 @@ def test_another_domain_or_class_is_refused(checkpoint: Checkpoint, images: Eval
     with pytest.raises(ValueError, match="domain 'clipart'"):
         collect(
             checkpoint.tower, checkpoint.normalisation, images, portions(24),
-            domains=["real", "sketch"], **options,  # type: ignore[arg-type]
+            domains=["real", "sketch"], **options,
         )  # fmt: skip
     with pytest.raises(ValueError, match="from 0 to 2, of 2"):
         collect(

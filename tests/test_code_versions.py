@@ -105,7 +105,7 @@ def test_formatted_strings_are_one_token_in_every_python(tmp_path: Path) -> None
     assert version(tmp_path, source) == expected.hexdigest()
 
 
-def test_imports_are_followed_through_both_folders(tmp_path: Path) -> None:
+def test_imports_and_data_files_are_followed_through_both_folders(tmp_path: Path) -> None:
     files = {
         "stages/run.py": "from helper import one\nimport package.deep as deep\nimport os\n",
         "stages/helper.py": "def one():\n    from package import late\n",
@@ -115,15 +115,28 @@ def test_imports_are_followed_through_both_folders(tmp_path: Path) -> None:
         "src/package/deeper.py": "import package.deep\n",
         "src/package/late.py": "",
         "src/package/unused.py": "",
+        "src/package/tables/facts.csv": "a,b\n",
+        "src/package/tables/others.csv": "a,b\n",
+        "src/package/pages/one.html": "",
+        "src/package/pages/two.css": "",
+        "src/package/notes/n.txt": "",
     }
+    files["src/package/late.py"] = 'A, B, C = "tables/facts.csv", "pages/", "notes"\n'
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     found = imported_files(tmp_path / "stages/run.py", (tmp_path / "src", tmp_path / "stages"))
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "src/package/deep.py", "src/package/deeper.py", "src/package/late.py",
+        "src/package/pages/one.html", "src/package/pages/two.css", "src/package/tables/facts.csv",
         "stages/helper.py", "stages/run.py",
     ]  # fmt: skip
+
+
+def test_a_data_file_counts_byte_by_byte(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_bytes(b"# a\xff\n")
+    assert digest(path) == hashlib.sha256(b"# a\xff\n").hexdigest()
 
 
 @pytest.mark.parametrize("content", [b"def", b"x = '\xff'", b"\x00"])
@@ -149,3 +162,17 @@ def test_a_stage_is_of_the_code_that_it_imports(monkeypatch: pytest.MonkeyPatch)
     assert {"figures.py", "tables.py"} <= code["compare"]
     assert not {"clip.py", "zero_shot.py", "pixels.py"} & code["compare"]
     assert not {"audit.py", "build.py"} & code["evaluate"]
+    # A new network, or a mended class, re-runs what it concerns; an address of a download nothing.
+    assert {"sample-RN.json", "domainnet_classes.csv"} <= code["train"]
+    assert "downloads.csv" not in set(itertools.chain(*code.values()))
+    assert {"page.css", "page.js", "page.html.j2"} <= code["compare"]
+
+
+def test_every_data_file_is_named_by_a_module() -> None:
+    modules = [*ROOT.glob("src/**/*.py"), *ROOT.glob("stages/*.py")]
+    roots = (ROOT / "src", ROOT / "stages")
+    named = set(itertools.chain(*(imported_files(module, roots) for module in modules)))
+    package = ROOT / "src/clip_mixtures"
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".py"}
+    data = {path for path in data if "__pycache__" not in path.parts}
+    assert data == {path for path in named if path.suffix != ".py"}

@@ -443,11 +443,21 @@ def test_provenance_names_results_as_dvc_does(tmp_path: Path) -> None:
     path.write_bytes(b"{}")
     wanted = hashlib.md5(b"{}", usedforsecurity=False).hexdigest()
     assert md5_of(path) == wanted
-    training = {"r": {"model": "rn", "recipe": {"epochs": 3, "flip": True, "betas": [0.9, 0.98]}}}
+    place = {"processes": 1, "device": "cpu", "device_batch": 8, "versions": {"torch": "2.15.0"}}
+    on_gpus = {**place, "processes": 4, "device": "cuda", "versions": {"torch": "2", "CUDA": "13"}}
+    training = {
+        "r": {
+            "model": "rn",
+            "recipe": {"epochs": 3, "flip": True, "betas": [0.9, 0.98]},
+            **on_gpus,
+            "attempts": [place, on_gpus],
+        }
+    }
     definitions = {"a": {"mixture": {"key": "a", "kind": "x"}, "indices": {"d": {"sha256": "ff"}}}}
     pin = pinned_data({"outs": [{"md5": "abc.dir", "path": "data", "nfiles": 2, "size": 9}]}, "d")
     blocks = provenance_blocks(pin, definitions, training, {"r": [path]}, path)
-    (command,) = (block.text for block in blocks if isinstance(block, Command))
+    command, times = (block.text for block in blocks if isinstance(block, Command))
+    assert times == "python stages/times.py"
     # As `git hash-object` names it.
     blob = "9e26dfeeb6e641a33dae4961196235bdb965b21b"
     assert command == f"git log --oneline --find-object={blob} -- {path.as_posix()}"
@@ -459,6 +469,9 @@ def test_provenance_names_results_as_dvc_does(tmp_path: Path) -> None:
         if isinstance(fold, Fold) and isinstance(fold.blocks[0], Table)
     }
     assert folded["Hashes of the results, by run"] == [["r", wanted]]
+    assert folded["What each run was trained with"] == [
+        ["r", "1", "cpu", "8", "2.15.0", "-"], ["r", "4", "cuda", "8", "2", "13"],
+    ]  # fmt: skip
     assert folded["Recipes, as each run was trained"] == [
         ["epochs", "3"], ["flip", "true"], ["betas", "0.9, 0.98"],
     ]  # fmt: skip

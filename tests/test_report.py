@@ -448,14 +448,42 @@ def test_every_run_is_a_dot_and_every_test_domain_a_panel() -> None:
 
 
 def test_learning_curves_run_by_epoch_in_the_colour_of_their_mixture() -> None:
-    summary = study(seeds=2)
+    summary = study(seeds=1)
     held_out, seen = figures.learning_curves(histories_of(summary), summary).axes
-    assert len(held_out.lines) == len(seen.lines) == 8
+    assert len(held_out.lines) == len(seen.lines) == len(MIXTURES)
     np.testing.assert_allclose(x_of(held_out.lines[0]), [0, 10, 20])
     np.testing.assert_allclose(y_of(held_out.lines[0]), [0, 10, 20])
     np.testing.assert_allclose(y_of(seen.lines[0]), [0, 20, 40])
     assert len({line.get_color() for line in held_out.lines}) == len(MIXTURES)
-    assert held_out.lines[0].get_color() == held_out.lines[1].get_color()
+
+
+def test_a_curve_of_several_seeds_is_their_mean_in_a_band_of_all() -> None:
+    summary = study(seeds=3)
+    histories = dict(histories_of(summary))
+    losses = dict(losses_of(summary))
+    first = [cell["run"] for cell in summary if cell["mixture"] == summary[0]["mixture"]]
+    for number, run in enumerate(first):
+        histories[run] = [
+            {
+                "epoch": epoch,
+                "accuracies": {
+                    "sketch": {"held_out": {"balanced": value}, "seen": {"balanced": value}}
+                },
+            }
+            for epoch in range(number, 4)
+            if (value := {"estimate": (epoch + number**2) / 10, "low": 0.0, "high": 1.0, "n": 5})
+        ]
+        losses[run] = pd.DataFrame({"step": [0, 1], "loss": [float(number), np.inf]})
+    held_out = figures.learning_curves(histories, summary).axes[0]
+    assert len(held_out.lines) == len(MIXTURES)
+    # Epochs 2 and 3 are those that all three have; 5/3 is the mean of 0, 1 and 4.
+    np.testing.assert_allclose(x_of(held_out.lines[0]), [2, 3])
+    np.testing.assert_allclose(y_of(held_out.lines[0]), [10 * (2 + 5 / 3), 10 * (3 + 5 / 3)])
+    band = held_out.collections[0].get_paths()[0].get_extents()
+    np.testing.assert_allclose([band.y0, band.y1], [20, 70])
+    loss = figures.training_loss(losses, summary).axes[0]
+    assert len(loss.lines) == len(MIXTURES)
+    np.testing.assert_allclose(y_of(loss.lines[0]), [1.0, np.nan])
 
 
 def test_a_run_without_history_or_loss_is_named() -> None:

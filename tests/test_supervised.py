@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +368,8 @@ def test_a_run_trains_a_classifier_and_tells_of_what_it_left_out(tmp_path: Path)
     assert facts["recipe"]["milestones"] == [1]
     assert facts["recipe"]["architecture"] == "sample-RN"
     assert 0 <= facts["training_accuracy"] <= 1
-    assert {"loss", "processes", "device"} <= facts.keys()
+    assert {"loss", "processes", "device", "versions"} <= facts.keys()
+    assert facts["versions"]["torch"] == version("torch")
     # Two classes of the toy's domains beside ImageNet's.
     network = create_classifier(create_clip("sample-RN"), 2)
     load_checkpoint(tmp_path / "out" / "checkpoints" / "epoch_002.safetensors", network)

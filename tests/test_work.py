@@ -613,7 +613,7 @@ def test_dvc_runs_the_cells_in_parallel_and_records_them(tmp_path: Path) -> None
     text = re.sub("mixtures: .*", "mixtures: [cg-low]", text, count=1)
     text = re.sub("models: .*", "models: [sample-rn]", text, count=1)
     # Nothing is looked into: the pipeline below has no such stages.
-    text = re.sub(r"((?:mechanisms|circuits):\n +models: ).*", r"\1[]", text)
+    text = re.sub(r"(mechanisms:\n  models: |circuit_models: ).*", r"\1[]", text)
     (tmp_path / "params.yaml").write_text(text.replace("seeds: [0]", "seeds: [0, 1]"))
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -1,16 +1,18 @@
 """Which code decides a result: the files that a script imports, and a digest of what each does.
 
-The digest of a file is over its tokens, without comments and docstrings. So an edit of what is only
-said changes nothing, and an edit of what is done changes the version of every script that reaches
-the file through imports, however far away, and of no other.
+A data file belongs to the modules that name it. The digest of a module is over its tokens, without
+comments and docstrings. So an edit of what is only said changes nothing, and an edit of what is
+done changes the version of every script that reaches the file, however far away, and of no other.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,11 +25,17 @@ _ENDS = {getattr(tokenize, f"{kind}STRING_END", None) for kind in "FT"} - {None}
 _SAID = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER)
 _LAYOUT = {tokenize.NEWLINE: "\n", tokenize.INDENT: "\t", tokenize.DEDENT: "\b"}
 
+# A path from a module's own folder; other strings are not worth a look at the disk.
+_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*/?")
+
 Position = tuple[int, int]
 
 
 def imported_files(script: Path, roots: Sequence[Path]) -> list[Path]:
-    """Return a script and every file under some folders that it imports, directly or not.
+    """Return a script and every file under some folders that it imports or reads, however far away.
+
+    A module reads the data files that a string in it names by their path from its own folder, or
+    all files of a folder that it names so, with a slash at the end.
 
     Args:
         script: a Python file.
@@ -38,7 +46,7 @@ def imported_files(script: Path, roots: Sequence[Path]) -> list[Path]:
         The files in the order of their names.
 
     Raises:
-        UserError: for a file that is no Python.
+        UserError: for a module that is no Python.
     """
     found: set[Path] = set()
     waiting = [script]
@@ -46,19 +54,22 @@ def imported_files(script: Path, roots: Sequence[Path]) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.add(path)
-            named = _imported_names(_source(path), path)
-            waiting += [file for name in named if (file := _module_file(name, roots))]
+            said = _said(_source(path), path)
+            waiting += [file for name in said.imports if (file := _module_file(name, roots))]
+            found.update(_data_files(said.texts, path.parent))
     return sorted(found)
 
 
 def digest(path: Path) -> str:
-    """Return a hexadecimal SHA-256 of what a Python file does; see the module.
+    """Return a hexadecimal SHA-256 of what a module does, see above, or of a data file's bytes.
 
     It is the same in all versions of Python that this project runs in.
 
     Raises:
-        UserError: for a file that is no Python.
+        UserError: for a module that is no Python.
     """
+    if path.suffix != ".py":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     source = _source(path)
     docstrings = set(_docstrings(_parsed(source, path)))
     found = hashlib.sha256()
@@ -85,16 +96,41 @@ def _parsed(source: str, path: Path) -> ast.Module:
         raise UserError(f"{path}: not Python ({error})") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """What a module names.
+
+    Attributes:
+        imports: dotted names, of modules or of what is in them.
+        texts: its strings that could be paths.
+    """
+
+    imports: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
 @functools.cache  # scripts share most of what they import
-def _imported_names(source: str, path: Path) -> tuple[str, ...]:
-    names: list[str] = []
+def _said(source: str, path: Path) -> _Said:
+    imports: list[str] = []
+    texts: list[str] = []
     for node in ast.walk(_parsed(source, path)):
         if isinstance(node, ast.Import):
-            names += (alias.name for alias in node.names)
+            imports += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from package import module` names a module, `from module import name` a name in it.
-            names += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
-    return tuple(names)
+            imports += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts += [node.value] if _PATH.fullmatch(node.value) else []
+    return _Said(tuple(imports), tuple(texts))
+
+
+def _data_files(texts: Sequence[str], folder: Path) -> Iterator[Path]:
+    for text in texts:
+        named = folder / text
+        if text.endswith("/") and named.is_dir():
+            yield from (path for path in named.iterdir() if path.suffix != ".py" and path.is_file())
+        elif named.suffix != ".py" and named.is_file():
+            yield named
 
 
 def _module_file(name: str, roots: Sequence[Path]) -> Path | None:

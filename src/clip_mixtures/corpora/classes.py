@@ -68,7 +68,7 @@ class NounPhrase:
 @functools.cache
 def domainnet_classes() -> tuple[DomainNetClass, ...]:
     """Return the 345 classes by label (paper section 3.1)."""
-    text = importlib.resources.files(__package__) / "data" / "domainnet_classes.csv"
+    text = importlib.resources.files(__package__) / "data/domainnet_classes.csv"
     return tuple(
         DomainNetClass(
             label=int(row["label"]),

@@ -137,7 +137,7 @@ def downloads(dataset: str) -> list[Download]:
 
 
 def _table() -> list[Download]:
-    file = importlib.resources.files("clip_mixtures.corpora") / "data" / "downloads.csv"
+    file = importlib.resources.files("clip_mixtures.corpora") / "data/downloads.csv"
     return [
         Download(
             dataset=row["dataset"],

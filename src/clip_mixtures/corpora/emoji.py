@@ -118,17 +118,17 @@ class _Job:
 
 def sample_sets() -> list[SetFacts]:
     """Return the pinned icon packages."""
-    rows = _read_csv("sample_sets.csv")
+    rows = _read_csv("data/sample_sets.csv")
     return [SetFacts(row.pop("set"), **row) for row in rows]
 
 
 def sample_classes() -> dict[str, str]:
     """Return the class folders, in label order, and the icon that each one shows."""
-    return {row["folder"]: row["icon"] for row in _read_csv("sample_classes.csv")}
+    return {row["folder"]: row["icon"] for row in _read_csv("data/sample_classes.csv")}
 
 
 def _read_csv(name: str) -> list[dict[str, str]]:
-    file = importlib.resources.files("clip_mixtures.corpora") / "data" / name
+    file = importlib.resources.files("clip_mixtures.corpora") / name
     return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
 
 

@@ -1,7 +1,7 @@
 """What one pass over the test images of a checkpoint leaves for the analyses, and its files.
 
 *Features* are the embedding of every image. *Class means* are the mean activation of every class in
-every domain, for every layer asked for, averaged over positions first (paper, section 6: CKA).
+every domain, for every layer, averaged over positions first (paper, section 6: CKA).
 
 A folder holds ``features.npy``, ``images.parquet``, ``class_means.safetensors`` and
 ``activations.json``, which is written last.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from clip_mixtures.errors import UserError
+from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import atomic_write_json, read_text, replacing
 
 FACTS = "activations.json"
@@ -65,6 +65,18 @@ class Activations:
     domains: tuple[str, ...]
     class_means: dict[str, FloatArray]
     epoch: int
+
+    def means_of(self, layers: Sequence[str] | None) -> dict[str, FloatArray]:
+        """Return the class means of some layers, in network order; of all if it is None.
+
+        Raises:
+            UserError: for a layer that the network does not have.
+        """
+        for name in layers or ():
+            if name not in self.class_means:
+                raise unknown("layer", name, self.class_means, "mechanisms.cka.layers")
+        means = self.class_means.items()
+        return {name: found for name, found in means if layers is None or name in layers}
 
 
 def write_activations(folder: Path, activations: Activations) -> None:

@@ -24,21 +24,6 @@ from clip_mixtures.training.models import Normalisation, to_pixels
 BATCH = 64
 
 
-def layers_to_read(tower: Tower, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the layers whose activations are read, in network order.
-
-    Args:
-        tower: which has them.
-        wanted: their names; None for all but the input.
-
-    Raises:
-        UserError: when the tower lacks one; the message lists those it has.
-    """
-    if wanted is None:
-        return tuple(name for name in tower.names if name != INPUT)
-    return tuple(sorted(wanted, key=tower.index))
-
-
 def collect(
     tower: Tower,
     normalisation: Normalisation,
@@ -47,10 +32,9 @@ def collect(
     *,
     domains: Sequence[str],
     classes: int,
-    layers: Sequence[str] | None = None,
     epoch: int,
 ) -> Activations:
-    """Read activations in one pass.
+    """Read the activations of all layers but the input in one pass.
 
     Args:
         tower: of the checkpoint, on the device of the normalisation.
@@ -59,14 +43,12 @@ def collect(
         portions: all of their pixels, see :func:`evaluation.predictions.decoded`.
         domains: in the order of the means.
         classes: how many there are.
-        layers: names of submodules; None for all but the input.
         epoch: of the checkpoint, to be passed on.
 
     Raises:
-        UserError: for a layer that the tower does not have, or activations that are not finite.
+        UserError: for activations that are not finite.
         ValueError: for an image of another domain or class, or portions that are not the whole set.
     """
-    chosen = layers_to_read(tower, layers)
     cells = _cells(images.frame, domains, classes)
     sums: dict[str, torch.Tensor] = {}
     features: list[torch.Tensor] = []
@@ -74,7 +56,7 @@ def collect(
         where = torch.from_numpy(cells[rows]).to(pixels.device)
         with torch.inference_mode():
             for submodule, value in tower.trace(pixels):
-                if submodule.name in chosen:
+                if submodule.name != INPUT:
                     # Half a batch of a large network's activations is gigabytes: none is kept.
                     pooled = submodule.neurons(value).float().mean(dim=1).double()
                     _check_finite(pooled, f"layer {submodule.name}", epoch)

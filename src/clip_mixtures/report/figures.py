@@ -92,7 +92,7 @@ def held_out_accuracy(summary: Summary, *, classes: int | None = None) -> Figure
 def learning_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], summary: Summary
 ) -> Figure:
-    """Draw the accuracy in the test domain against the epoch, a line a run.
+    """Draw the accuracy in the test domain against the epoch, a line a mixture and model.
 
     Args:
         histories: for each run its evaluated checkpoints, mappings with ``epoch`` (int) and
@@ -100,8 +100,9 @@ def learning_curves(
         summary: the cells; they say which runs to draw, in which test domain and colour.
 
     Returns:
-        For each test domain a panel of held-out classes over one of seen classes, with the
-        intervals as bands. Colours tell mixtures apart, line styles models.
+        For each test domain a panel of held-out classes over one of seen classes. The line of
+        several seeds is their mean and its band reaches from the lowest to the highest; the band
+        of one is its interval. Colours tell mixtures apart, line styles models.
 
     Raises:
         UserError: the summary is unusable, or a run has no history.
@@ -121,10 +122,12 @@ def learning_curves(
         for ax, (domain, group) in zip(axes, panels, strict=True):
             # Held-out and seen may be far apart, so each panel has a range of its own.
             cells = [cell for cell in summary if cell["test_domain"] == domain]
-            for cell in cells:
-                points = _history_points(histories[cell["run"]], domain, group)
-                look = (palette[cell["mixture"]], styles[cell["model"]])
-                _draw_history(ax, points, *look, opacity=min(0.12, _INK / len(cells)))
+            series = _series(cells)
+            for (mixture, model), runs in series.items():
+                seeds = [_history_points(histories[run], domain, group) for run in runs]
+                look = (palette[mixture], styles[model])
+                opacity = min(0.12, _INK / len(series))
+                _draw_history(ax, _over_seeds(seeds), *look, opacity=opacity)
             ax.set_title(f"{GROUP_WORDS[group].capitalize()} classes in {domain}")
             ax.set_ylim(bottom=0)
             ax.grid(axis="y")
@@ -136,7 +139,7 @@ def learning_curves(
 
 
 def training_loss(losses: Mapping[str, pd.DataFrame], summary: Summary) -> Figure:
-    """Draw the training loss of every run against the step, as a centred rolling mean.
+    """Draw the training loss against the step, as a centred rolling mean.
 
     Args:
         losses: for each run a table with columns ``step`` (int) and ``loss`` (nats). A loss that
@@ -144,8 +147,8 @@ def training_loss(losses: Mapping[str, pd.DataFrame], summary: Summary) -> Figur
         summary: the cells; they say which runs to draw and in which colour.
 
     Returns:
-        One line a run, averaged over windows of 1/40 of its steps; colours tell mixtures apart,
-        line styles models.
+        A line a mixture and model, averaged over windows of 1/40 of the steps and over seeds;
+        colours tell mixtures apart, line styles models.
 
     Raises:
         UserError: the summary is unusable, or a run has no losses.
@@ -157,13 +160,13 @@ def training_loss(losses: Mapping[str, pd.DataFrame], summary: Summary) -> Figur
     with figure_style():
         legend = _line_legend(palette, styles)
         figure, (ax,) = _stacked([1.7], legend, 2)
-        for cell in summary:
-            steps, means = smoothed(losses[cell["run"]])
+        for (mixture, model), runs in _series(summary).items():
+            steps, means = _mean_loss([losses[run] for run in runs])
             ax.plot(
                 steps,
                 means,
-                color=palette[cell["mixture"]],
-                linestyle=styles[cell["model"]],
+                color=palette[mixture],
+                linestyle=styles[model],
                 linewidth=1.0,
                 marker=_marker(steps),
             )
@@ -322,6 +325,39 @@ def _history_points(
         if (found := interval_of(checkpoint["accuracies"], domain, group)) is not None
     ]
     return np.array(points, dtype=np.float64).reshape(-1, 4).T
+
+
+def _series(summary: Summary) -> dict[tuple[str, str], list[str]]:
+    """Return the runs of each mixture and model, which differ in their seeds alone."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in summary:
+        found.setdefault((cell["mixture"], cell["model"]), []).append(cell["run"])
+    return found
+
+
+def _over_seeds(seeds: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Return epoch, mean, lowest and highest of several runs at the epochs that all of them have.
+
+    Of a single run its interval is kept.
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    tables = [pd.Series(points[1], index=points[0]) for points in seeds]
+    joined = pd.concat(tables, axis=1, join="inner")
+    columns = (joined.index, joined.mean(axis=1), joined.min(axis=1), joined.max(axis=1))
+    return np.array([column.to_numpy(dtype=np.float64) for column in columns])
+
+
+def _mean_loss(
+    losses: Sequence[pd.DataFrame],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return steps and smoothed losses, the mean over runs; NaN where one of them has none."""
+    curves = [smoothed(found) for found in losses]
+    joined = pd.concat(
+        [pd.Series(means, index=steps) for steps, means in curves], axis=1, join="inner"
+    )
+    mean = joined.mean(axis=1, skipna=False)
+    return mean.index.to_numpy(dtype=np.float64), mean.to_numpy(dtype=np.float64)
 
 
 def _draw_history(

@@ -38,7 +38,7 @@ def write_page(path: str | os.PathLike[str], document: Document) -> None:
     """
     folder = Path(path).parent
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clip_mixtures.report"),
+        loader=jinja2.PackageLoader("clip_mixtures.report", "templates/"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -127,10 +127,16 @@ def provenance_blocks(
         ),
         Fold("Definitions of the mixtures", (_definitions(definitions),)),
         Fold("Recipes, as each run was trained", (_recipes(training),)),
+        Fold("What each run was trained with", (_trained_with(training),)),
         Fold(
             "Versions this page was made with",
             (text_table("Versions", "Packages.", ["Package", "Version"], made_with),),
         ),
+        Paragraph(
+            "How long each stage took is no part of a result, and so not of this page; where the "
+            "stages ran, this tells it, and what their GPUs cost:"
+        ),
+        Command("python stages/times.py"),
     )
 
 
@@ -153,6 +159,21 @@ def _recipes(training: Mapping[str, Mapping[str, Any]]) -> Block:
     return text_table(
         "Recipes", "Settings of the training.", ["", *(name for name, _ in columns.values())], rows
     )
+
+
+def _trained_with(training: Mapping[str, Mapping[str, Any]]) -> Block:
+    """Tabulate devices and versions; a run that went on elsewhere has a row for each place."""
+    places = [
+        (run, place) for run, found in training.items() for place in found.get("attempts", [found])
+    ]
+    keys = ("processes", "device", "device_batch")
+    versions = list(dict.fromkeys(name for _, place in places for name in place["versions"]))
+    rows = [
+        [run, *(_plain(place[key]) for key in keys), *(place["versions"].get(v) for v in versions)]
+        for run, place in places
+    ]
+    header = ["Run", "Processes", "Device", "Images at a time", *versions]
+    return text_table("Training environments", "Devices and versions.", header, rows)
 
 
 def _plain(value: Any) -> str | None:

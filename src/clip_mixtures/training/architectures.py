@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clip_mixtures.errors import unknown
 
-OWN_CONFIGS = Path(__file__).parent / "model_configs"
+OWN_CONFIGS = Path(__file__).parent / "model_configs/"
 
 
 def own_architectures() -> list[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ def _finish(run: Run, scratch: Path, labels: Mapping[str, Any], processes: Proce
         "processes": processes.world_size,
         "device": processes.device.type,
         "device_batch": made.device_batch,
+        "versions": _versions(processes.device),
     }
     attempts = _attempts(scratch, where) if processes.is_first else []
     facts = loop.train(
@@ -182,6 +184,14 @@ def _finish(run: Run, scratch: Path, labels: Mapping[str, Any], processes: Proce
         atomic_write_json(scratch / loop.FACTS, everything)
         for spent in (*scratch.glob(_PACKED.format("*")), scratch / loop.STATE):
             spent.unlink(missing_ok=True)
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    """Return what, beside this project, decides the last digits of a run."""
+    found = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch")}
+    if device.type == "cuda":
+        found |= {"CUDA": str(torch.version.cuda), "GPU": torch.cuda.get_device_name(device)}
+    return found
 
 
 def _attempts(scratch: Path, where: dict[str, Any]) -> list[dict[str, Any]]:
