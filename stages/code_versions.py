@@ -17,7 +17,7 @@ from pathlib import Path
 from clip_mixtures.code_versions import digest, imported_files
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import atomic_write_text
-from experiment import BUILD
+from experiment import BUILD, no_arguments
 
 CODE = BUILD / "code"
 STAGES, SOURCE = Path("stages"), Path("src")
@@ -70,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -18,7 +18,7 @@ from clip_mixtures.report.drawings import save_drawings
 from clip_mixtures.report.markdown import write_markdown
 from clip_mixtures.report.page import write_page
 from evaluated import EXAMPLES, existing
-from experiment import METRICS, REPORT, load_experiment
+from experiment import METRICS, REPORT, load_experiment, no_arguments
 from finished import forget_finished
 from mechanism_params import load_mechanisms
 from sections import FIGURES, IMAGES, held_out_frame, report_document, study_drawings
@@ -79,4 +79,5 @@ def _write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -9,7 +9,7 @@ from clip_mixtures.corpora.emoji import MANIFEST, verify_sample
 from clip_mixtures.corpora.indexing import write_indices
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.index import read_index
-from experiment import DATA, INDEX, load_experiment
+from experiment import DATA, INDEX, load_experiment, no_arguments
 from steady import steady
 from timed import timed
 
@@ -29,4 +29,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -20,7 +20,7 @@ from clip_mixtures.index import read_index
 from clip_mixtures.report.examples import THUMBNAIL, choose_examples, webp
 from clip_mixtures.report.provenance import pinned_data
 from evaluated import EXAMPLES, PINNED, last_answers
-from experiment import DATA, INDEX, load_experiment
+from experiment import DATA, INDEX, load_experiment, no_arguments
 from steady import steady
 from timed import timed
 
@@ -71,4 +71,5 @@ def _chosen(answers: pd.DataFrame, runs: int, domain: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -208,6 +208,13 @@ def cell_of_arguments(description: str | None) -> Cell:
     return Cell(args.mixture, args.model, args.seed)
 
 
+def no_arguments(description: str | None) -> None:
+    """Answer --help, and refuse arguments, of a script that takes none."""
+    argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+
+
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
     """Return a value that is a mapping.
 

@@ -11,7 +11,7 @@ from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.files import atomic_write_json, atomic_write_text, sha256_file
 from clip_mixtures.index import read_index
 from clip_mixtures.verification import check_share, quarantine, remarks, write_verification
-from experiment import INDEX, VERIFICATION, load_experiment, scratch_root
+from experiment import INDEX, VERIFICATION, load_experiment, no_arguments, scratch_root
 from steady import steady
 from timed import timed
 
@@ -50,4 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()
