@@ -181,6 +181,37 @@ def test_a_run_that_dies_after_every_step_that_it_saves_still_ends_the_same(tmp_
     assert ends[0][1] == ends[1][1]
 
 
+@pytest.mark.usefixtures("saving")
+def test_the_scale_of_gradients_survives_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalers = []
+
+    class Scaled(Precision):
+        """As on a GPU: with a scale, which grows after every third step."""
+
+        def __init__(self, name: str, device: torch.device) -> None:
+            super().__init__(name, device)
+            self._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
+            scalers.append(self._scaler)
+
+    monkeypatch.setattr(loop, "Precision", Scaled)
+    ends = []
+    for name, dies_after in (("whole", 0), ("dying", 2)):
+        while True:
+            objective = Faulty(make_towers(norm=True), TOY, dies_after=dies_after)
+            objective.die = stop  # type: ignore[method-assign]
+            try:
+                loop.train(objective, make_feed(), TOY, 0, tmp_path / name, ALONE)
+            except Kill:
+                continue
+            break
+        ends.append((scalers[-1].get_scale(), contents(tmp_path / name)))
+    # Six steps.
+    assert ends[0][0] == 2.0**10
+    assert ends[0] == ends[1]
+
+
 def stop() -> None:
     raise Kill
 
