@@ -128,7 +128,9 @@ def test_edges_in_single_precision() -> None:
     found = edge_attributions(visual.float(), text_rows(), images.float(), 0, units=units)
     for pair, edges in found.items():
         assert edges.dtype == torch.float32
-        assert (edges - expected[pair]).abs().max() <= 1e-5 * expected[pair].abs().max(), pair
+        # Where a product underflows there is nothing to compare.
+        tolerance = 1e-5 * expected[pair].abs().max() + 1e-15
+        assert (edges - expected[pair]).abs().max() <= tolerance, pair
 
 
 @pytest.mark.parametrize("gathering", [True, False])

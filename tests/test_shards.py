@@ -90,7 +90,7 @@ def test_an_epoch_holds_every_row_once_and_can_begin_anywhere(
     start: int,
 ) -> None:
     shards = make(tmp_path_factory.mktemp("shards"), rows, per_shard)
-    order = {"seed": 1, "epoch": 2, "block_rows": block, "pool_blocks": pool}
+    order: dict[str, Any] = {"seed": 1, "epoch": 2, "block_rows": block, "pool_blocks": pool}
     whole = places(shuffled_batches(shards, batch, **order))
     assert sorted(itertools.chain(*whole)) == list(range(rows))
     assert [len(one) for one in whole[:-1]] == [batch] * (len(whole) - 1)
@@ -146,7 +146,7 @@ def test_reading_skips_what_a_resumed_run_has_seen(
         return rows
 
     monkeypatch.setattr(module, "_read", counted)
-    options = {"seed": 0, "epoch": 0, "block_rows": 10, "pool_blocks": 5}
+    options: dict[str, Any] = {"seed": 0, "epoch": 0, "block_rows": 10, "pool_blocks": 5}
     list(shuffled_batches(found, 20, start=15, **options))
     # 300 rows are skipped, six pools of 50; two pools remain.
     assert sum(reads) == 100

@@ -289,6 +289,12 @@ def test_the_training_accuracy_is_that_of_the_steps_since_the_last_point() -> No
     assert math.isnan(supervised.facts()["training_accuracy"])
 
 
+def test_checkpointing_is_refused_where_it_would_do_nothing() -> None:
+    network = create_classifier(create_clip("sample-RN"), 2)
+    with pytest.raises(UserError, match=r"grad_checkpointing: is true, but the ResNets"):
+        Supervised(network, dataclasses.replace(CONFIG, grad_checkpointing=True))
+
+
 def test_a_trial_touches_everything_that_is_trained() -> None:
     network = create_classifier(create_clip("sample-RN"), 2).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

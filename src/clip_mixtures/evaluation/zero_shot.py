@@ -181,8 +181,9 @@ def rank(
         batch = torch.from_numpy(np.array(images[start : start + size])).to(device)
         scores = logits(normalise(to_pixels(batch), model))
         order = scores.sort(dim=1, descending=True, stable=True).indices
-        best.append(order[:, :count].cpu())
-    return torch.cat(best).numpy()
+        best.append(order[:, :count])
+    # Brought over once: a GPU is waited for each time.
+    return torch.cat(best).cpu().numpy()
 
 
 def _device(model: Any) -> torch.device:

@@ -51,7 +51,8 @@ def residual_edges(part: ResidualBlock, pair: Neighbours) -> torch.Tensor:
     inner, height, width = len(part.reduce.bias), *pair.upstream.shape[2:]
     channel = inner * pair.upstream.element_size()
     plane = channel * height * width
-    # Sums behind W2 are held twice while they are convolved, tangents before it and after.
+    # Sums behind W2 are held twice while they are convolved, or added to by a GPU; tangents before
+    # it and after.
     sums = 2 * _ALIGNED * channel * (height + 2) * (width + 2)
     needed = 2 * (sums + (_PLANES + 3) * plane)
     if pair.memory_bytes < needed:
@@ -170,6 +171,13 @@ def _accumulate(
     pool = chosen.block.pool
     spread = _aligned((error / pool**2).permute(1, 2, 0))
     masks = mask.permute(1, 2, 0).to(behind.dtype)
+    if behind.device.type != "cpu":
+        # All at once: a GPU takes longer to be told of a row than to do it.
+        errors = spread.repeat_interleave(pool, dim=0).repeat_interleave(pool, dim=1).unsqueeze(2)
+        height, width = errors.shape[:2]
+        masked = masks[:height, :width].unsqueeze(-1) * chosen.leave
+        behind[1 : height + 1, 1 : width + 1].addcmul_(masked, errors)
+        return
     # Row by row, so that the product with the mask stays in the cache.
     for row in range(len(spread) * pool):
         errors = spread[row // pool].repeat_interleave(pool, dim=0).unsqueeze(1)
@@ -204,6 +212,8 @@ def _gathered(
     """
     _, width, inner, downstream = behind.shape
     found = behind.new_zeros(len(chosen.enter), downstream)
+    if not change.any():
+        return found
     enter = chosen.enter.T.contiguous()
     for row, changes in enumerate(change.permute(1, 2, 0)):
         places, units = changes.nonzero(as_tuple=True)

@@ -196,10 +196,14 @@ class _Run:
         every = max(self.total_steps // CURVE_POINTS, 1)
         self.model.train()
         batches = shuffled_batches(
-            self.shards, self.config.batch_size, seed=self.seed, epoch=epoch, start=start
+            self.shards,
+            self.config.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            start=start,
+            device=self.device,
         )
-        for batch in batches:
-            inputs = batch.to(self.device)
+        for inputs in batches:
             self._train_on(inputs)
             bar.update()
             last = self.step % self.steps_per_epoch == 0

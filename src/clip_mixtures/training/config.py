@@ -53,7 +53,8 @@ class Recipe:
         images: one of :data:`IMAGES`.
         decoder: one of :data:`DECODERS`.
         precision: one of :data:`PRECISIONS`.
-        grad_checkpointing: compute activations anew in the backward pass, to save memory.
+        grad_checkpointing: compute activations of transformers anew in the backward pass, to save
+            memory; the ResNets of open_clip keep theirs.
         checkpoint_every: epochs between kept checkpoints; the first (epoch 0) and the last stay.
         keep_last: keep this many of them beside the first; 0 for all.
     """

@@ -57,6 +57,9 @@ class PackedFeed:
         """Yield batches; see :class:`loop.Feed`."""
         for chosen, drawn in zip(rows, draws, strict=True):
             images = torch.from_numpy(self.images[chosen.numpy()])
+            if self.normalisation.device.type == "cuda":
+                # Out of other memory a copy waits until the GPU has nothing else to do.
+                images = images.pin_memory()
             pixels = to_pixels(images.to(self.normalisation.device, non_blocking=True))
             pixels = apply_maps(pixels, self.augmentation.maps(drawn))
             targets = self.targets[chosen].long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
@@ -89,9 +90,15 @@ class Normalisation:
 
     def apply(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise (B, 3, H, W) pixels from 0 to 1, channels last in memory."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        mean, std = (_by_channel(values, pixels.device) for values in (self.mean, self.std))
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=16)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Bring numbers to a device once: a GPU that is handed numbers is waited for."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ def join_processes() -> Processes:
     device = _device(local_rank)
     if world_size > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=_PATIENCE)
+        bound = device if device.type == "cuda" else None
+        distributed.init_process_group(backend, timeout=_PATIENCE, device_id=bound)
     return Processes(rank, world_size, device, local_rank)
 
 

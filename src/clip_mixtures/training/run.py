@@ -29,6 +29,7 @@ from clip_mixtures.training.data import fingerprint, pack_rows, source_hash, tok
 from clip_mixtures.training.feed import DecodedFeed, PackedFeed, places_of
 from clip_mixtures.training.memory import device_batch
 from clip_mixtures.training.models import ClipModel, Normalisation, create_clip
+from clip_mixtures.training.precision import autocast
 from clip_mixtures.training.processes import (
     Processes,
     decoding_workers,
@@ -214,12 +215,16 @@ def prepare(run: Run, scratch: Path, processes: Processes) -> Prepared:
     Raises:
         UserError: for unreadable inputs, or a batch that does not fit.
     """
+    if run.config.precision == "fp32":
+        # By default convolutions on a GPU round to 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(run.seed)
     model = create_clip(run.architecture, processes.device)
     objective, chosen = _objective(run, model, processes)
     feed = _feed(run.config, model, chosen, scratch, processes)
     local = per_process_batch(run.config.global_batch_size, processes.world_size)
-    at_once = device_batch(_trial(objective, model, processes), local, processes)
+    trial = _trial(objective, model, run.config.precision, processes)
+    at_once = device_batch(trial, local, processes, _bytes_beside(objective, model, local))
     objective.network.zero_grad(set_to_none=True)
     return Prepared(objective, feed, at_once, model.image_size, chosen.left_out)
 
@@ -287,15 +292,27 @@ def _feed(
     return PackedFeed(images, chosen.targets, augmentation, normalisation)
 
 
-def _trial(objective: Contrastive | Supervised, model: ClipModel, processes: Processes) -> Any:
+def _trial(
+    objective: Contrastive | Supervised, model: ClipModel, precision: str, processes: Processes
+) -> Any:
     """Return what is tried to see how many images fit."""
     shape = (3, model.image_size, model.image_size)
 
     def forward(count: int) -> torch.Tensor:
         images = torch.zeros((count, *shape), device=processes.device)
-        return objective.trial(images)
+        with autocast(precision, processes.device):
+            return objective.trial(images)
 
     return forward
+
+
+def _bytes_beside(objective: Contrastive | Supervised, model: ClipModel, local: int) -> int:
+    """Return what a step takes beside a pass: Adam's two numbers a weight, and a share's images.
+
+    These are there four times while a batch is made: as pixels, cropped, less the mean, normalised.
+    """
+    weights = sum(parameter.nbytes for parameter in objective.network.parameters())
+    return 2 * weights + 4 * local * 3 * model.image_size**2 * 4
 
 
 def publish(scratch: Path, out: Path) -> None:

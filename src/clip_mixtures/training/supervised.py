@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from torch.nn import functional
 
 from clip_mixtures.corpora.classes import imagenet_synsets, synset_counterparts
+from clip_mixtures.errors import UserError
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.training.clip import decay_groups, frozen_statistics, synchronised
 from clip_mixtures.training.config import SupervisedConfig
@@ -85,6 +87,12 @@ class Supervised:
         self._config = config
         self._correct: list[torch.Tensor] = []
         if config.grad_checkpointing:
+            if isinstance(network.visual, ModifiedResNet):
+                raise UserError(
+                    "supervised.grad_checkpointing: is true, but the ResNets of open_clip keep "
+                    "their activations whatever it says; say false, and where memory is short set "
+                    "DEVICE_BATCH in the environment"
+                )
             network.visual.set_grad_checkpointing()  # type: ignore[operator]
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -95,6 +103,7 @@ class Supervised:
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.nesterov,
+            fused=True,
         )
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
