@@ -289,6 +289,23 @@ def test_the_training_accuracy_is_that_of_the_steps_since_the_last_point() -> No
     assert math.isnan(supervised.facts()["training_accuracy"])
 
 
+def test_a_first_step_that_is_skipped_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    networks = [toy(), toy()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    for network, values in zip(networks, ([math.inf, 1.0, 1.0], [1.0, 1.0]), strict=True):
+        optimizer = Supervised(network, CONFIG).optimizer()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, backoff_factor=0.5)
+        for value in values:
+            scaler.scale(torch.zeros(()))
+            for parameter in network.parameters():
+                parameter.grad = torch.full_like(parameter, value * scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_checkpointing_is_refused_where_it_would_do_nothing() -> None:
     network = create_classifier(create_clip("sample-RN"), 2)
     with pytest.raises(UserError, match=r"grad_checkpointing: is true, but the ResNets"):

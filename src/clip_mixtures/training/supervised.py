@@ -103,7 +103,9 @@ class Supervised:
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.nesterov,
-            fused=True,
+            # Fused, its momentum begins with whatever lies in memory when gradients that are not
+            # finite skip the first step (torch 2.11 to 2.15).
+            fused=False,
         )
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
