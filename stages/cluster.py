@@ -53,13 +53,11 @@ from clip_mixtures.scheduling.submissions import (
 from clip_mixtures.scheduling.workers import last_lines
 from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
-from work import INTERRUPTED, SHARED_STAGE, cells_to_do, repro, stages_of
+from work import FIRST_STAGES, INTERRUPTED, SHARED_STAGE, cells_to_do, repro, stages_of
 
 HERE = Path()
 PINNED_DATA = Path("data.dvc")
 PIPELINE = Path("dvc.yaml")
-# Stages that cells share, and need the outputs of, beside their mixture.
-SHARED_INPUTS = ("code", "corpus", "verify")
 _POLL_SECONDS = 5.0
 _SHOWN_LINES = 8
 
@@ -176,7 +174,7 @@ def _scratch() -> Path:
 
 def _jobs(cells: Sequence[Cell], mechanisms: Mechanisms) -> list[CellJob]:
     known = read_yaml(PIPELINE)["stages"]
-    shared = [name for name in SHARED_INPUTS if name in known]
+    shared = [name for name in FIRST_STAGES if name in known]
     if PINNED_DATA.is_file():
         shared.append(str(PINNED_DATA))
     return [

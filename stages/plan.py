@@ -48,7 +48,7 @@ from experiment import (
     scratch_root,
 )
 from mechanism_params import Mechanisms, load_mechanisms
-from work import stages_of
+from work import FIRST_STAGES, LAST_STAGES, stages_of
 
 _OVER_BUDGET = 3
 _CPU_BATCH = 64
@@ -143,8 +143,7 @@ def stages_table(
     mixtures = dict.fromkeys(cell.mixture for cell in cells)
     names = [f"mixture@{key}" for key in mixtures]
     names += [stage for stages in cells.values() for stage in stages]
-    # Shared ones that are there once.
-    names = ["code", "corpus", "verify", *names, "examples", "compare"]
+    names = [*FIRST_STAGES, *names, *LAST_STAGES]
     counts: dict[str, collections.Counter[str]] = {}
     for name in names:
         kind = name.rpartition(":")[2].partition("@")[0]

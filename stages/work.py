@@ -29,6 +29,8 @@ from mechanism_params import Mechanisms, load_mechanisms
 
 # Cells are chains of these; what comes before them is shared, and done first.
 SHARED_STAGE = "mixture"
+# Stages that are there once: before all mixtures, and behind all cells.
+FIRST_STAGES, LAST_STAGES = ("code", "corpus", "verify"), ("examples", "compare")
 CELL_STAGES = ("train", "evaluate")
 # Of the cells that are looked into; each of these families has a pipeline file of its own, for DVC
 # rewrites the whole lock file beside it after every stage.
