@@ -6,8 +6,9 @@
 The pipeline files, sources and parameters of this checkout are copied into a repository of its own,
 where every command is replaced by one that writes its outputs as empty files; what is left is DVC.
 `paper` is 26 mixtures of a CLIP model with three seeds (78 cells) and every analysis of them;
-`--classifiers` puts a classifier of each mixture and seed beside them. The whole matrix is run once; then single
-cells are made anew, and what a user types most is timed. Rows for docs/benchmarks.md.
+`--classifiers` puts a classifier of each mixture and seed beside them. The whole matrix is run
+once; then single cells are made anew, and what a user types most is timed. Rows for
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
