@@ -119,7 +119,7 @@ def _replace_commands(folder: Path) -> None:
 def _runner(folder: Path) -> Callable[..., float]:
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(sys.executable).parent.absolute()}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(str(folder / name) for name in ("src", "stages")),
         "DVC_NO_ANALYTICS": "1",
     }
