@@ -30,7 +30,7 @@ from clip_mixtures.report.experiments import (
     flat,
 )
 from clip_mixtures.report.markdown import table_markdown
-from experiment import METRICS, PARAMS
+from experiment import DATA, METRICS, PARAMS
 
 MEASURES = {"held-out": "Held-out", "seen": "Seen", "imagenet": "ImageNet"}
 _WORKSPACE = "workspace"
@@ -96,9 +96,8 @@ def _read(name: str, rev: str, state: str) -> Experiment:
     # What waits or failed is a commit of its inputs; its metrics would be the baseline's.
     is_done = state in ("", "Success")
     values: Mapping[str, Any] = YAML(typ="safe", pure=True).load(params) if params else {}
-    return Experiment(
-        name, state, flat(values), json.loads(summary) if summary and is_done else None
-    )
+    cells = json.loads(summary) if summary and is_done else None
+    return Experiment(name, state, flat(values), cells, _file(rev, DATA.as_posix() + ".dvc"))
 
 
 def _file(rev: str, path: str) -> str:

@@ -372,7 +372,7 @@ def test_sample_sets_are_pinned() -> None:
 
 
 def test_sample_classes_are_sorted_and_unique() -> None:
-    rows = emoji._read_csv("sample_classes.csv")
+    rows = emoji._read_csv("data/sample_classes.csv")
     folders = [row["folder"] for row in rows]
     assert len(folders) == 210
     # Labels follow the order of the file, so it must be one that nobody has to remember.

@@ -94,3 +94,47 @@ def test_an_experiment_that_changed_nothing_is_in_no_row_of_changes() -> None:
     same = Experiment("same", "Success", BASE.params, BASE.summary)
     assert changes_table([BASE, same]).rows == ()
     assert isinstance(experiments_frame([BASE, same]), pd.DataFrame)
+
+
+@pytest.mark.parametrize(
+    ("params", "data", "alike"),
+    [
+        ({"test.held_out": ["ant", "bee"], "test.test_domain": "sketch"}, "d", True),
+        ({"test.held_out": ["ant", "bee"], "test.test_domain": "sketch"}, "other", False),
+        ({"test.held_out": ["ant"], "test.test_domain": "sketch"}, "d", False),
+        ({"test.held_out": ["ant", "bee"], "test.test_domain": "real"}, "d", False),
+        # What a mixture says itself goes before what all of them have.
+        (
+            {
+                "test.held_out": ["cat"],
+                "test.test_domain": "sketch",
+                "mixtures.cg-low.held_out": ["ant", "bee"],
+            },
+            "d",
+            True,
+        ),
+        (
+            {
+                "test.held_out": ["ant", "bee"],
+                "test.test_domain": "sketch",
+                "corpus.domains": ["real"],
+            },
+            "d",
+            False,
+        ),
+    ],
+)
+def test_only_what_was_tested_on_the_same_is_compared(
+    params: dict[str, Any], data: str, alike: bool
+) -> None:
+    tested = {"test.held_out": ["ant", "bee"], "test.test_domain": "sketch"}
+    base = Experiment("abc1234", "", tested, [cell(0.5, 0.04)], "d")
+    other = Experiment("x", "Success", params, [cell(0.6, 0.03)], data)
+    found = experiments_frame([base, other])
+    assert found["difference"].notna().tolist() == [True, alike]
+
+
+def test_long_lists_are_cut_short() -> None:
+    other = Experiment("x", "Success", {"train.lr": list(range(70))}, None)
+    rows = table_markdown(changes_table([BASE, other])).splitlines()[2:]
+    assert rows[0] == "| x | train.lr | 1.0 | 0, 1, 2, 3, 4, 5, ... (70) |"

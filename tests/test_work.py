@@ -380,7 +380,7 @@ def test_what_a_killed_attempt_left_behind_is_gone_before_the_next(
     dvc: Fake, tmp_path: Path
 ) -> None:
     note = f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))"
-    dvc.does(CELLS[0], f"child = subprocess.Popen(['sleep', '60']); {note}; {KILL}")
+    dvc.does(CELLS[0], f"child = subprocess.Popen(['sleep', '600']); {note}; {KILL}")
     (outcome,) = run_cells(CELLS[:1], here(1), tmp_path / "logs")
     assert outcome.failure == ""
     assert not is_running(int((tmp_path / "child").read_text()))
@@ -460,7 +460,7 @@ def scheduler(dvc: Fake, folder: Path, places_wanted: int = 2) -> subprocess.Pop
 def test_nothing_outlives_the_scheduler(dvc: Fake, tmp_path: Path, number: signal.Signals) -> None:
     # Each cell starts a process of its own, as DVC does, and waits.
     deed = (
-        "child = subprocess.Popen(['sleep', '60']); "
+        "child = subprocess.Popen(['sleep', '600']); "
         f"open({str(tmp_path / 'pid-')!r} + key, 'w').write(f'{{os.getpid()}} {{child.pid}} '); "
         "child.wait()"
     )

@@ -239,7 +239,7 @@ def make_project(folder: Path) -> Toy:
     for key, value in (("mixtures", "[cg-low]"), ("models", "[sample-rn]"), ("seeds", "[0, 1]")):
         text = re.sub(rf"^  {key}: .*", f"  {key}: {value}", text, count=1, flags=re.M)
     # Nothing is looked into: the pipeline has no such stages.
-    text = re.sub(r"((?:mechanisms|circuits):\n +models: ).*", r"\1[]", text)
+    text = re.sub(r"(mechanisms:\n  models: |circuit_models: ).*", r"\1[]", text)
     (toy.root / "params.yaml").write_text(text)
     (toy.root / "recipe.txt").write_text("one")
     (toy.root / "dvc.yaml").write_text(PROJECT)

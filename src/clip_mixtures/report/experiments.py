@@ -24,6 +24,8 @@ from clip_mixtures.report.matrix import averaged_over_seeds
 from clip_mixtures.report.tables import percent
 
 _KEYS = ["mixture", "model"]
+# Entries of a list that a table has room for.
+_SHOWN = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +37,22 @@ class Experiment:
         state: what DVC says of it, such as Success, Failed or Queued.
         params: dotted key to value.
         summary: the cells of its metrics/summary.json; None where it has none.
+        data: a hash of its data.
     """
 
     name: str
     state: str
     params: Mapping[str, Any]
     summary: Sequence[Mapping[str, Any]] | None
+    data: str = ""
+
+    def tested_on(self, mixture: str) -> dict[str, Any]:
+        """Return what the accuracies of a mixture are of: data, corpus, domain and classes."""
+        found = {key: value for key, value in self.params.items() if key.startswith("corpus.")}
+        for name in ("test_domain", "held_out"):
+            own = self.params.get(f"mixtures.{mixture}.{name}")
+            found[name] = own if own is not None else self.params.get(f"test.{name}")
+        return {**found, "data": self.data}
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,7 +87,7 @@ def experiments_frame(experiments: Sequence[Experiment]) -> pd.DataFrame:
         ``seeds``, ``measure`` (such as "Held-out, sketch"), ``estimate``, ``low``, ``high``
         (fractions; see :func:`matrix.averaged_over_seeds`), and ``difference``,
         ``difference_low``, ``difference_high`` to the same cell of the baseline, NaN where that has
-        none.
+        none or was tested on something else.
 
     Raises:
         UserError: a summary is unusable.
@@ -91,9 +103,12 @@ def experiments_frame(experiments: Sequence[Experiment]) -> pd.DataFrame:
     columns = [*_KEYS, "measure"]
     first = found[found["experiment"] == experiments[0].name]
     base = {tuple(row[name] for name in columns): row for row in first.to_dict("records")}
+    known = {one.name: one for one in experiments}
     rows: list[dict[Any, Any]] = []
     for row in found.to_dict("records"):
-        other = base.get(tuple(row[name] for name in columns))
+        here = known[row["experiment"]].tested_on(row["mixture"])
+        alike = here == experiments[0].tested_on(row["mixture"])
+        other = base.get(tuple(row[name] for name in columns)) if alike else None
         rows.append({**row, **_difference(row, other)})
     order = ["experiment", *_KEYS, "seeds", "measure", "estimate", "low", "high"]
     ends = ["difference", "difference_low", "difference_high"]
@@ -147,7 +162,8 @@ def experiments_table(experiments: Sequence[Experiment], measures: Sequence[str]
             rows.append(tuple(entries))
     caption = (
         "Accuracy in percent with 95 % intervals, averaged over seeds, and points of difference to "
-        f"{baseline}; the runs are taken for independent."
+        f"{baseline}; the runs are taken for independent. Without a difference are those that it "
+        "has no match for, or one with other data, another test domain or other held-out classes."
     )
     return Table("Experiments", caption, tuple(columns), tuple(rows))
 
@@ -184,4 +200,6 @@ def changes_table(experiments: Sequence[Experiment]) -> Table:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > _SHOWN:
+        return f"{', '.join(map(str, value[:_SHOWN]))}, ... ({len(value)})"
     return MISSING if value is None else str(value)
