@@ -12,7 +12,6 @@ from clip_mixtures.report import figures
 from clip_mixtures.report.audits import audit_table, verification_table
 from clip_mixtures.report.differences import difference_tables
 from clip_mixtures.report.document import (
-    MISSING,
     Block,
     Document,
     Fold,
@@ -65,7 +64,8 @@ def study_drawings(study: Study) -> dict[str, list[Drawing]]:
                 "Held-out accuracy against accuracy on natural images",
                 "Every checkpoint's accuracy on held-out classes in the test domain against that "
                 "on seen classes in natural images, on logit axes, and the line of the "
-                "natural-only checkpoints.",
+                "natural-only checkpoints. An accuracy of 0 has no place on such an axis and lies "
+                "where half an image would be right.",
                 partial(
                     robustness_figure,
                     study.robustness,
@@ -200,17 +200,20 @@ def _facts(study: Study) -> tuple[tuple[str, str], ...]:
     held_out = study.averaged[study.averaged["measure"].str.startswith("Held-out, ")]
     of_test_domain = held_out["measure"] == "Held-out, " + held_out["test_domain"]
     unseen = held_out[of_test_domain & ~held_out["mixture"].isin(study.informed)]
+    # Of many that cannot be told from chance the highest says nothing.
+    seeds = list(dict.fromkeys(str(cell.seed) for cell in cells))
+    above = unseen[unseen["low"] > 1 / study.classes].sort_values("estimate", kind="stable")
     best = [
         f"{percent(row['estimate'])} % ({row['mixture']}, {row['model']})"
-        for row in unseen.sort_values("estimate", kind="stable").to_dict("records")
+        for row in above.to_dict("records")
     ]
     return (
         ("Cells", str(len(cells))),
         ("Mixtures", str(len(study.mixtures))),
         ("Models", ", ".join(dict.fromkeys(cell.model for cell in cells))),
-        ("Seeds", ", ".join(dict.fromkeys(str(cell.seed) for cell in cells))),
+        ("Seeds", f"{len(seeds)} ({', '.join(seeds)})"),
         ("Test domain", ", ".join(dict.fromkeys(one["test_domain"] for one in summary))),
-        ("Best held-out", best[-1] if best else MISSING),
+        ("Best held-out", best[-1] if best else "none surely above chance"),
         ("Data", str(study.data["md5"])[:10]),
     )
 
