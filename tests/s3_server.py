@@ -99,7 +99,7 @@ def _command(program: str, home: Path, ports: list[int]) -> list[str]:
         "-ip.bind=127.0.0.1",
         "-master.volumeSizeLimitMB=64",
         "-master.telemetry=false",
-        "-volume.max=20",
+        "-volume.max=100",
         "-filer",
         "-s3",
         f"-s3.config={settings}",
