@@ -22,6 +22,7 @@ from clip_mixtures.report.tables import distinct
 
 _CELL = 0.42  # inches: a side of a cell
 _NAMES = 0.55  # inches for the slanted names below
+_LEAST_CELLS = 3  # as many as the label of the colour bar is high
 _DARK = 0.62  # share of the colour scale above which white letters are easier to read
 _ENDS_SIZE = 5.5  # points
 
@@ -39,7 +40,8 @@ def common_scale(tables: Iterable[pd.DataFrame], column: str) -> float:
 
 def matrix_height(tables: Iterable[pd.DataFrame]) -> float:
     """Return the height in inches of the largest of the matrices, with its names, untitled."""
-    return _CELL * max(len(pair_names(table)) - 1 for table in tables) + _NAMES
+    cells = max(len(pair_names(table)) - 1 for table in tables)
+    return _CELL * max(cells, _LEAST_CELLS) + _NAMES
 
 
 def draw_pair_matrix(ax: Axes, table: pd.DataFrame, column: str, highest: float) -> None:
