@@ -1,7 +1,9 @@
 """Check params.yaml and data/ before any work starts.
 
 python stages/check.py          parameters, and that the processes can share the batch
-python stages/check.py --data   also that data/ is what data.dvc pins
+python stages/check.py --data   also that data/ is what data.dvc pins and has the classes named
+python stages/check.py --mixture cg-low --model sample-rn    before training, also that the mixture,
+                                which must be built, has the images of a batch
 """
 
 from __future__ import annotations
@@ -15,33 +17,56 @@ import sys
 from clip_mixtures.corpora.captions import class_name_of
 from clip_mixtures.corpora.indexing import domain_lists
 from clip_mixtures.errors import UserError, reports_user_errors
+from clip_mixtures.mixtures.store import count_rows
 from clip_mixtures.training.config import per_process_batch
-from experiment import DATA, Experiment, load_experiment
+from experiment import BUILD, DATA, Experiment, load_experiment
 from mechanism_params import load_mechanisms
 
 
 @reports_user_errors
 def main() -> None:
     """Exit with status 2 and one line when something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", action="store_true", help="compare data/ with data.dvc as well")
-    args = parser.parse_args()
+    args = _arguments()
     experiment = load_experiment()
-    _check_processes(experiment)
+    _check_processes(experiment, os.environ.get("NPROC") or "1")
     load_mechanisms(experiment)
+    if args.mixture:
+        _check_images(experiment, args.mixture, args.model)
     if args.data:
         _check_data(experiment)
         load_experiment(class_names=_class_names(experiment))
     print("params.yaml and data/ are in order" if args.data else "params.yaml is in order")
 
 
-def _check_processes(experiment: Experiment) -> None:
-    value = os.environ.get("NPROC") or "1"
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"NPROC: is {value!r}; allowed: a number of processes from 1")
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", action="store_true", help="compare data/ with data.dvc as well")
+    parser.add_argument("--mixture", help="key under `mixtures` in params.yaml; with --model")
+    parser.add_argument("--model", help="key under `models` in params.yaml; with --mixture")
+    args = parser.parse_args()
+    if bool(args.mixture) != bool(args.model):
+        raise UserError("--mixture and --model: give both, or neither")
+    return args
+
+
+def _check_processes(experiment: Experiment, nproc: str) -> None:
+    if not nproc.isdecimal() or int(nproc) < 1:
+        raise UserError(f"NPROC: is {nproc!r}; allowed: a number of processes from 1")
     for cell in experiment.cells:
-        recipe = experiment.model(cell.model).recipe
-        per_process_batch(recipe.global_batch_size, int(value))
+        per_process_batch(experiment.model(cell.model).recipe.global_batch_size, int(nproc))
+
+
+def _check_images(experiment: Experiment, mixture: str, model: str) -> None:
+    """Refuse a batch that is larger than the mixture, which torchrun would bury in its report."""
+    images = count_rows(BUILD / "mixtures" / experiment.mixture(mixture).key / "train.parquet")
+    batch = experiment.model(model).recipe.global_batch_size
+    if batch > images:
+        raise UserError(
+            f"global_batch_size of model {model}: {batch} is more than the {images} training "
+            f"images of mixture {mixture}; make it smaller"
+        )
 
 
 def _check_data(experiment: Experiment) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from clip_mixtures.errors import UserError, reports_user_errors, unknown
 from clip_mixtures.files import read_yaml
 from clip_mixtures.scheduling.cluster import prepare, submit
+from clip_mixtures.scheduling.logs import last_lines
 from clip_mixtures.scheduling.sbatch import (
     Resources,
     job_script,
@@ -50,7 +51,6 @@ from clip_mixtures.scheduling.submissions import (
     restore,
     tidy,
 )
-from clip_mixtures.scheduling.workers import last_lines
 from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
 from work import FIRST_STAGES, INTERRUPTED, SHARED_STAGE, cells_to_do, repro, stages_of

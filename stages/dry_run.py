@@ -29,7 +29,7 @@ from clip_mixtures.evaluation.zero_shot import published_templates
 from clip_mixtures.files import read_yaml
 from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
-from clip_mixtures.mixtures.store import read_rows
+from clip_mixtures.mixtures.store import count_rows
 from clip_mixtures.presets import laid_over
 from clip_mixtures.training.config import PRECISIONS, Recipe
 from clip_mixtures.training.cost import Speed, speed_key, write_speeds
@@ -229,10 +229,7 @@ def _speeds(
 def _stored(experiment: Experiment) -> int | None:
     """Return the most training images of the mixtures that are built; None where none is."""
     files = {BUILD / "mixtures" / cell.mixture / "train.parquet" for cell in experiment.cells}
-    counts = [
-        sum(len(rows) for rows in read_rows(path).values()) for path in files if path.is_file()
-    ]
-    return max(counts, default=None)
+    return max((count_rows(path) for path in files if path.is_file()), default=None)
 
 
 def report(

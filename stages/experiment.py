@@ -146,6 +146,14 @@ def scratch_root() -> Path:
     return Path(os.environ.get("SCRATCH") or "scratch")
 
 
+def running_stage() -> str | None:
+    """Return DVC's name of the stage that it runs here, None where it runs none.
+
+    Such as ``pipeline/sae/dvc.yaml:sae@cg-low-sample-rn-0``; those of dvc.yaml go without a file.
+    """
+    return os.environ.get("DVC_STAGE")
+
+
 def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = None) -> Experiment:
     """Read and check a parameter file.
 

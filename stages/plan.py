@@ -23,12 +23,13 @@ from typing import Any
 import networkx
 import torch
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage.cache import RunCacheNotFoundError
 
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.index import read_index
-from clip_mixtures.mixtures.store import read_rows
+from clip_mixtures.mixtures.store import count_rows
 from clip_mixtures.presets import laid_over
 from clip_mixtures.training.cost import (
     Cost,
@@ -52,7 +53,8 @@ from work import FIRST_STAGES, LAST_STAGES, stages_of
 
 _OVER_BUDGET = 3
 _CPU_BATCH = 64
-UP_TO_DATE, CACHED, TO_RUN = "up to date", "cached", "to run"
+UP_TO_DATE, CACHED, RUNNING, TO_RUN = "up to date", "cached", "running", "to run"
+_STATES = (UP_TO_DATE, CACHED, RUNNING, TO_RUN)
 
 
 @reports_user_errors
@@ -101,7 +103,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def stage_states() -> dict[str, str]:
-    """Return what `dvc repro` would do with every stage.
+    """Return what `dvc repro` would do with every stage, or is doing somewhere.
 
     A stage behind one that is not up to date counts as to be run, though its results may turn out
     to be in the cache.
@@ -111,7 +113,7 @@ def stage_states() -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        with Repo() as repo, repo.lock:
+        with Repo(_wait_for_lock=True) as repo, repo.lock:
             # Its edges lead from a stage to what it depends on.
             for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
                 before = {found[one.addressing] for one in repo.index.graph.successors(stage)}
@@ -123,8 +125,12 @@ def stage_states() -> dict[str, str]:
 
 
 def _state(repo: Repo, stage: Any) -> str:
-    if not stage.changed():
-        return UP_TO_DATE
+    try:
+        if not stage.changed():
+            return UP_TO_DATE
+    except LockError:
+        # Another DVC writes what this stage leaves.
+        return RUNNING
     try:
         stage.save_deps()
         repo.stage_cache.restore(stage, dry=True)
@@ -155,8 +161,8 @@ def stages_table(
         f"{len(mechanisms.cells)} looked into, circuits of {len(mechanisms.circuit_cells)}. What "
         "comes behind a cached stage counts as to run; it may turn out to be cached, too.",
         "",
-        f"| stage | all | {UP_TO_DATE} | {CACHED} | {TO_RUN} |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| stage | all | {' | '.join(_STATES)} |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     total: collections.Counter[str] = collections.Counter()
     for kind, found in counts.items():
@@ -166,7 +172,7 @@ def stages_table(
 
 
 def _counts_row(kind: str, found: collections.Counter[str]) -> str:
-    each = " | ".join(str(found[state]) for state in (UP_TO_DATE, CACHED, TO_RUN))
+    each = " | ".join(str(found[state]) for state in _STATES)
     return f"| {kind} | {found.total()} | {each} |"
 
 
@@ -177,9 +183,13 @@ def _costs(
     args: argparse.Namespace,
     speeds_file: Path,
 ) -> dict[str, Cost] | None:
-    """Return the cost of what is to run, by model; None where a speed is not known."""
+    """Return the cost of what is to run or runs, by model; None where a speed is not known."""
     waiting = {
-        cell: {stage.partition("@")[0] for stage in stages if states.get(stage, TO_RUN) == TO_RUN}
+        cell: {
+            stage.partition("@")[0]
+            for stage in stages
+            if states.get(stage, TO_RUN) in (RUNNING, TO_RUN)
+        }
         & {"train", "evaluate"}
         for cell, stages in cells.items()
     }
@@ -242,7 +252,7 @@ def _train_images(mixture: str, given: int | None, states: Mapping[str, str]) ->
             f"{path}: not there or not up to date, so the images of {mixture} are not known; "
             "`dvc repro mixture` builds it, or give --train-images"
         )
-    return sum(len(rows) for rows in read_rows(path).values())
+    return count_rows(path)
 
 
 def _test_images(given: int | None, states: Mapping[str, str]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,10 +19,8 @@ from typing import Any
 from clip_mixtures.errors import UserError
 from clip_mixtures.files import read_yaml
 from code_versions import CODE, code_lines
-from experiment import PARAMS
+from experiment import PARAMS, running_stage
 
-# DVC's name of the stage that it runs, such as pipeline/sae/dvc.yaml:sae@cg-low-sample-rn-0.
-_STAGE = "DVC_STAGE"
 _PIPELINE = "dvc.yaml"
 _ITEM = re.compile(r"\$\{item\.(\w+)\}")
 
@@ -39,7 +36,7 @@ def steady(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
-        address = os.environ.get(_STAGE)
+        address = running_stage()
         if not address:
             main()
             return

@@ -14,11 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiment import scratch_root
+from experiment import running_stage, scratch_root
 
 TIMES = "times.jsonl"
-# DVC's name of the stage that it runs, such as pipeline/sae/dvc.yaml:sae@cg-low-sample-rn-0.
-_STAGE = "DVC_STAGE"
 
 
 def timed(main: Callable[[], None]) -> Callable[[], None]:
@@ -28,7 +26,7 @@ def timed(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         start = time.monotonic()
         main()
-        stage = os.environ.get(_STAGE)
+        stage = running_stage()
         # Of the processes that torchrun starts, the first.
         if stage and os.environ.get("RANK", "0") == "0":
             _note(stage, time.monotonic() - start)

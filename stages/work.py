@@ -5,15 +5,17 @@ python stages/work.py --workers 2 --gpus-per-worker 4
 
 Every worker has cores or GPUs to itself and takes one cell after another, from training to its last
 analysis. A small network trains faster in two single-threaded cells side by side than twice on two
-cores. What a cell says goes to scratch/work/<cell>.log. A cell that was killed is tried once more;
-one that failed keeps no other from being run. Stopped, by Ctrl-C or however else, it takes all that
-it started along, and the same command goes on.
+cores. Which stage a cell has come to is told here; all that it says goes to
+scratch/work/<run>.log. A cell that was killed is tried once more; one that failed keeps no other
+from being run. Stopped, by Ctrl-C or however else, it takes all that it started along, and the same
+command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,8 @@ from pathlib import Path
 
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.scheduling.leash import Leash
-from clip_mixtures.scheduling.workers import Outcome, Place, last_lines, places, run_commands
+from clip_mixtures.scheduling.logs import last_lines
+from clip_mixtures.scheduling.workers import Outcome, Place, places, run_commands
 from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
 
@@ -37,6 +40,8 @@ CELL_STAGES = ("train", "evaluate")
 PIPELINES = "pipeline/{family}/dvc.yaml"
 LOOKED_INTO = ("activations", "representation", "sae", "sharing")
 CIRCUITS = ("circuits",)
+# As DVC announces the stages of a cell.
+_BEGINS = re.compile(r"Running stage '(?:.*:)?(\w+)@")
 INTERRUPTED = 130  # as shells have it
 
 
@@ -92,7 +97,7 @@ def run_cells(
     # Without waiting for the lock, a training that has ended may go unrecorded.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item"]
     commands = {cell.run: [*command, *stages_of(cell, mechanisms)] for cell in cells}
-    return run_commands(commands, at, logs, unit="cell")
+    return run_commands(commands, at, logs, unit="cell", begins=_BEGINS)
 
 
 def repro(*stages: str) -> None:
@@ -112,13 +117,15 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
         logs = scratch_root() / "work"
         print(
             f"{len(cells)} of {len(experiment.cells)} cells to do, {len(at)} at a time; what they "
-            f"say: {logs}/<cell>.log",
+            f"say: {logs}/<run>.log",
             flush=True,
         )
         outcomes = run_cells(cells, at, logs, mechanisms)
         failed = [outcome for outcome in outcomes if outcome.failure]
         for outcome in failed:
             print(f"--- {outcome.log}", *last_lines(outcome.log), sep="\n", file=sys.stderr)
+        for outcome in failed:
+            print(f"{outcome.name}: {outcome.failure}", file=sys.stderr)
         if failed:
             names = ", ".join(outcome.name for outcome in failed)
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Iterable
@@ -71,14 +72,16 @@ def test_lists_are_those_of_the_tree(tmp_path: Path) -> None:
             assert path.split("/")[:2] == [domain, names[int(label)]]
 
 
-def test_split_goes_by_the_hash_of_the_path(tmp_path: Path) -> None:
-    of_tree = [path for domain in ("a", "b") for path in many(domain, "ant", 300)]
-    for share in (0.1, 0.3, 0.9):
-        splits = paths(lists_from_folders(write(tmp_path, of_tree), test_share=share))
-        for path, split in splits.items():
-            assert split == ("test" if number_of(path) < share * 2**64 else "train")
-        found = list(splits.values()).count("test") / 600
-        assert abs(found - share) < 0.07
+@pytest.mark.parametrize(("share", "tests"), [(0.1, 1), (0.25, 2), (0.3, 2), (0.9, 5), (0.5, 3)])
+def test_the_share_of_every_class_tests_by_the_hash_of_the_path(
+    tmp_path: Path, share: float, tests: int
+) -> None:
+    of_tree = [path for domain in ("a", "b") for path in many(domain, "ant", 6)]
+    splits = paths(lists_from_folders(write(tmp_path, of_tree), test_share=share))
+    for domain in ("a", "b"):
+        of_domain = sorted((p for p in splits if p.startswith(domain)), key=number_of)
+        found = [splits[path] for path in of_domain]
+        assert found == ["test"] * tests + ["train"] * (6 - tests)
 
 
 def test_index_of_the_lists_finds_the_images(tmp_path: Path) -> None:
@@ -176,16 +179,17 @@ def test_split_is_stable_and_both_sides_have_every_class(
     for result in (first, second):
         for folder in {path.split("/")[1] for path in result}:
             of_class = {path: s for path, s in result.items() if f"/{folder}/" in path}
-            by_hash = {p: "test" if number_of(p) < share * 2**64 else "train" for p in of_class}
-            if len(of_class) > 1 and len(set(by_hash.values())) == 1:
-                smallest = min(of_class, key=number_of)
-                by_hash[smallest] = "train" if by_hash[smallest] == "test" else "test"
-            assert of_class == by_hash
-            assert len(set(of_class.values())) == min(2, len(of_class))
-    # Files that are added move nothing, except an image that had been moved to fill a side.
-    for folder in tree:
+            count = len(of_class)
+            tests = list(of_class.values()).count("test")
+            # Halves go up.
+            wanted = math.floor(share * count + 0.5)
+            assert tests == (min(max(wanted, 1), count - 1) if count > 1 else wanted)
+            by_hash = sorted(of_class, key=number_of)
+            assert {of_class[path] for path in by_hash[:tests]} <= {"test"}
+    # A file that is added moves at most one other, of its own class.
+    for folder, numbers in tree.items():
         moved = [p for p in first if f"/{folder}/" in p and first[p] != second[p]]
-        assert len(moved) <= 1
+        assert len(moved) <= len(more.get(folder, set()) - numbers)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +31,7 @@ from clip_mixtures.training.cost import (
 )
 from experiment import load_experiment
 from mechanism_params import load_mechanisms
-from plan import CACHED, TO_RUN, UP_TO_DATE, costs_table, stages_table
+from plan import CACHED, RUNNING, TO_RUN, UP_TO_DATE, costs_table, stages_table
 from work import stages_of
 
 ROOT = Path(__file__).parent.parent
@@ -89,15 +93,44 @@ def test_the_table_counts_every_stage_once() -> None:
     experiment = load_experiment(ROOT / "params.yaml")
     mechanisms = load_mechanisms(experiment, ROOT / "params.yaml")
     cells = {cell: stages_of(cell, mechanisms) for cell in experiment.cells}
-    states = {"corpus": UP_TO_DATE, cells[experiment.cells[0]][0]: CACHED}
+    first, second = (cells[cell][0] for cell in experiment.cells[:2])
+    states = {"corpus": UP_TO_DATE, first: CACHED, second: RUNNING}
     lines = stages_table(states, cells, experiment, mechanisms).splitlines()
     rows = {line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[1:] for line in lines[4:]}
-    assert rows["corpus"] == ["1", "1", "0", "0"]
-    assert rows["train"] == ["8", "0", "1", "7"]
-    assert rows["circuits"] == ["4", "0", "0", "4"]
+    assert rows["corpus"] == ["1", "1", "0", "0", "0"]
+    assert rows["train"] == ["8", "0", "1", "1", "6"]
+    assert rows["circuits"] == ["4", "0", "0", "0", "4"]
     stages = 5 + 4 + sum(len(names) for names in cells.values())
-    assert rows["together"] == [str(stages), "1", "1", str(stages - 2)]
+    assert rows["together"] == [str(stages), "1", "1", "1", str(stages - 3)]
     assert TO_RUN in lines[2]
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
+def test_a_stage_that_another_dvc_runs_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n"
+        "  first: {cmd: 'touch begun; while ! test -e go; do sleep 0.05; done; echo 1 > one', "
+        "outs: [one]}\n"
+        "  second: {cmd: cp one two, deps: [one], outs: [two]}\n"
+        "  other: {cmd: echo 3 > three, outs: [three]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    dvc = [sys.executable, "-m", "dvc"]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}
+    subprocess.run([*dvc, "init", "--quiet", "--no-scm"], env=environment, check=True)
+    with subprocess.Popen([*dvc, "repro", "--quiet", "second"], env=environment) as running:
+        try:
+            while not (tmp_path / "begun").exists():
+                assert running.poll() is None
+                time.sleep(0.02)
+            found = plan.stage_states()
+        finally:
+            (tmp_path / "go").touch()
+    assert running.returncode == 0
+    assert found == {"first": RUNNING, "second": TO_RUN, "other": TO_RUN}
+    assert plan.stage_states() == {"first": UP_TO_DATE, "second": UP_TO_DATE, "other": TO_RUN}
 
 
 def test_given_numbers_go_before_what_is_built(

@@ -20,6 +20,7 @@ from toy_cells import Toy, commit, edit, environment, make_project, make_toy
 
 from clip_mixtures.scheduling import nodes
 from clip_mixtures.scheduling.cluster import CellTask, prepare, submit
+from clip_mixtures.scheduling.logs import last_lines
 from clip_mixtures.scheduling.sbatch import Resources, slurm_executor
 from clip_mixtures.scheduling.submissions import (
     DONE,
@@ -37,7 +38,6 @@ from clip_mixtures.scheduling.submissions import (
     restore,
     tidy,
 )
-from clip_mixtures.scheduling.workers import last_lines
 
 pytestmark = pytest.mark.slurm
 

@@ -19,7 +19,8 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.scheduling import leash as leash_module
 from clip_mixtures.scheduling import workers
 from clip_mixtures.scheduling.leash import Leash
-from clip_mixtures.scheduling.workers import Place, last_lines, places
+from clip_mixtures.scheduling.logs import Follower, error_in, last_lines
+from clip_mixtures.scheduling.workers import Place, places
 from experiment import Cell, Experiment, load_experiment
 from mechanism_params import load_mechanisms
 from work import cells_to_do, run_cells, stages_of
@@ -322,11 +323,60 @@ def test_one_that_fails_keeps_no_other_from_being_run(
 ) -> None:
     dvc.does(CELLS[0], "print('loss is nan'); sys.exit(7)")
     outcomes = run_cells(CELLS, here(1), tmp_path / "logs")
+    # A line that is no error is not quoted as one.
     assert outcomes[0].failure == f"failed (exit 7); see {outcomes[0].log}"
     assert [outcome.failure for outcome in outcomes[1:]] == ["", ""]
     assert len(dvc.calls(CELLS[0])) == 1
     assert "loss is nan" in outcomes[0].log.read_text()
     assert f"{NAMES[0]}: failed (exit 7)" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_with_the_error_that_came_first(
+    dvc: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deed = "print('10%\\rerror: loss is nan; lower it\\n  E\\nERROR: failed to run'); sys.exit(7)"
+    dvc.does(CELLS[0], deed)
+    (outcome,) = run_cells(CELLS[:1], here(1), tmp_path / "logs")
+    assert outcome.failure == f"failed (exit 7): loss is nan; lower it; see {outcome.log}"
+    assert outcome.failure in capsys.readouterr().err
+    assert error_in("a warning: error: no\nKeyError: x") == ""
+    assert error_in("ERROR: busy\n") == "busy"
+
+
+def test_the_stages_of_a_cell_are_told_while_it_runs(
+    dvc: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK", 0.01)
+    (tmp_path / "told").mkdir()
+    first = "print(\"Running stage 'train@x-y-0':\", flush=True)"
+    wait = f"os.listdir({str(tmp_path / 'told')!r}) or time.sleep(0.01)"
+    second = "print(\"Running stage 'pipeline/sae/dvc.yaml:sae@x-y-0':\")"
+    dvc.does(CELLS[0], f"{first}; any({wait} for _ in range(60000)); {second}")
+    seen: list[str] = []
+
+    def say(_: object, name: str, what: str) -> None:
+        seen.append(f"{name}: {what}")
+        if what == "train":
+            # Only now, while it runs, may it go on.
+            (tmp_path / "told" / "yes").touch()
+
+    monkeypatch.setattr(workers._Work, "_say", say)
+    (outcome,) = run_cells(CELLS[:1], here(1), tmp_path / "logs")
+    assert outcome.failure == ""
+    assert seen[:2] == [f"{NAMES[0]}: train", f"{NAMES[0]}: sae"]
+    assert seen[2].startswith(f"{NAMES[0]}: done in")
+
+
+def test_a_follower_reads_whole_lines_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    follower = Follower(log, re.compile("at (.*)"))
+    assert follower.look() == []
+    log.write_bytes(b"at 1\nnot at 2\n50%\rat 3\nat ")
+    assert follower.look() == ["1", "3"]
+    with log.open("ab") as file:
+        file.write(b"4\n")
+    assert follower.look() == ["4"]
+    assert follower.look() == []
 
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -555,7 +605,8 @@ def test_a_failure_ends_with_the_last_lines_of_its_log_and_no_comparison(dvc: Fa
     log = dvc.plan.parent / "scratch" / "work" / f"{first.run}.log"
     assert f"--- {log}\n" in found.stderr
     assert "error: loss is nan at step 7\n" in found.stderr
-    last = found.stderr.splitlines()[-1]
+    told, last = found.stderr.splitlines()[-2:]
+    assert told == f"{first.run}: failed (exit 255): loss is nan at step 7; see {log}"
     assert last.startswith(f"error: 1 of 2 cells are not done: {first.run}; their logs say why")
     assert dvc.calls("repro") == []
     assert len(dvc.calls(second)) == 1

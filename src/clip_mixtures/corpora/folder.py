@@ -7,6 +7,7 @@ What DomainNet's downloads bring along, the lists of training and test images, i
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,10 +26,10 @@ def lists_from_folders(
 ) -> dict[tuple[str, str], list[str]]:
     """Make the split lists of a corpus laid out as ``<domain>/<class>/<image>``.
 
-    An image is of the test split by the hash of its path, whatever else is there; only where this
-    puts all images of a class in a domain on one side, the one with the smallest hash changes
-    sides. Labels are the places of the class names in alphabetical order; a class name is its
-    folder's with spaces for underscores.
+    Of a class in a domain, those images test whose paths have the smallest hashes: the share, to
+    the nearest number, but of two images and more at least one tests and one trains. So an image
+    that is added moves at most one other to the other side. Labels are the places of the class
+    names in alphabetical order; a class name is its folder's with spaces for underscores.
 
     Args:
         root: the folder with the domains, each a folder or a zip ``<domain>.zip``, which goes first
@@ -135,10 +136,9 @@ def _test_images(paths: Sequence[str], share: float) -> set[str]:
         classes[class_name_of(path)][path] = _hash(path)
     test: set[str] = set()
     for hashes in classes.values():
-        of_class = {path for path, number in hashes.items() if number < share * 2**64}
-        if len(hashes) > 1 and len(of_class) in (0, len(hashes)):
-            of_class ^= {min(hashes, key=lambda path: hashes[path])}
-        test |= of_class
+        wanted = math.floor(share * len(hashes) + 0.5)
+        count = min(max(wanted, 1), len(hashes) - 1) if len(hashes) > 1 else wanted
+        test |= set(sorted(hashes, key=lambda path: hashes[path])[:count])
     return test
 
 

@@ -303,6 +303,11 @@ def _held_out(names: Any, class_names: Sequence[str] | None, where: str) -> tupl
     for name in held_out:
         if class_names is not None and name not in class_names:
             raise unknown("class", name, class_names, f"{where}.held_out")
+    if class_names is not None and len(held_out) == len(set(class_names)):
+        raise UserError(
+            f"{where}.held_out: names all {len(held_out)} classes of the corpus; leave some out of "
+            "the list, for accuracy on held-out classes is compared with that on seen ones"
+        )
     return held_out
 
 

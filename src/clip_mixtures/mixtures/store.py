@@ -182,6 +182,15 @@ def write_rows(path: Path, rows: Mapping[str, Rows]) -> None:
         )
 
 
+def count_rows(path: Path) -> int:
+    """Return how many rows a selection has.
+
+    Raises:
+        UserError: when the file is absent or no selection.
+    """
+    return sum(len(rows) for rows in read_rows(path).values())
+
+
 def read_rows(path: Path) -> dict[str, Rows]:
     """Read a selection: index name to row numbers, both in the file's order.
 

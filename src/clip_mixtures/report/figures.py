@@ -51,6 +51,7 @@ _WINDOWS = 40  # a loss curve is averaged over windows of one part in this many
 _FRAME = 0.55  # inches for the axis label and ticks of a figure
 _LEGEND_ROW = 0.17  # inches
 _TEXT_LINE = 0.125  # inches
+_BELOW_ZERO = 0.04  # of the range of accuracies, shown below 0 for lines that lie there
 _INK = 0.5  # opacity that the bands of a panel would have together, one on top of the other
 
 
@@ -129,7 +130,8 @@ def learning_curves(
                 opacity = min(0.12, _INK / len(series))
                 _draw_history(ax, _over_seeds(seeds), *look, opacity=opacity)
             ax.set_title(f"{GROUP_WORDS[group].capitalize()} classes in {domain}")
-            ax.set_ylim(bottom=0)
+            # A line at 0 shows whole, above the axis.
+            ax.set_ylim(bottom=-_BELOW_ZERO * ax.get_ylim()[1])
             ax.grid(axis="y")
         axes[-1].set_xlabel("Epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -22,7 +22,6 @@ from clip_mixtures.report.tables import (
     Cell,
     Summary,
     check_summary,
-    distinct,
     interval_of,
     percent,
 )
@@ -158,8 +157,16 @@ def robustness_blocks(table: pd.DataFrame) -> tuple[Table | Paragraph, ...]:
         "on natural images; and how many points the model lies above it, with the 95 % interval "
         "over the checkpoints of the line."
     )
-    notes = (Paragraph(f"No line: {note}.") for note in distinct(last["note"]) if note)
-    return (Table("Effective robustness by run", caption, columns, rows), *notes)
+    return (Table("Effective robustness by run", caption, columns, rows), *_missing_lines(last))
+
+
+def _missing_lines(last: pd.DataFrame) -> Iterator[Paragraph]:
+    """Say why there is no line; where there are several sets of test images, of which."""
+    tested = [part.iloc[0] for _, part in last.groupby(TESTED, sort=False)]
+    for first in tested:
+        if first["note"]:
+            among = f" for the {first['out_images']} held-out images in {first['test_domain']}"
+            yield Paragraph(f"No line{among if len(tested) > 1 else ''}: {first['note']}.")
 
 
 def _numbers(row: Mapping[Hashable, Any]) -> list[Entry]:

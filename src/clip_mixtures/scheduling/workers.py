@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from clip_mixtures.errors import UserError
 from clip_mixtures.scheduling.leash import Leash
+from clip_mixtures.scheduling.logs import Follower, end_of, error_in
 
 # A command that was killed is run once more: training goes on where it was.
 ATTEMPTS = 2
 _MOST_CORE_WORKERS = 4
-_LAST_LINES = 15
-_LAST_BYTES = 1 << 16
+# Seconds between looks at what running commands have begun.
+_LOOK = 2.0
 # How DVC and torchrun report that a process of theirs was killed; shells add 128 to the signal.
 _REPORTS = re.compile(
     r"exited with -(\d+)\b|exited with (1[2-5]\d)\b|Signal (\d+) \(SIG\w+\) received by PID"
@@ -149,7 +150,11 @@ def _processes(nproc: str | None) -> int:
 
 
 def run_commands(
-    commands: Mapping[str, Sequence[str]], at: Sequence[Place], logs: Path, unit: str
+    commands: Mapping[str, Sequence[str]],
+    at: Sequence[Place],
+    logs: Path,
+    unit: str,
+    begins: re.Pattern[str],
 ) -> list[Outcome]:
     """Run commands, one worker at each place, and return how each ended, in their order.
 
@@ -158,12 +163,13 @@ def run_commands(
         at: the places; each takes the next command that nobody has.
         logs: folder for what the commands say; the logs of earlier times are replaced.
         unit: what a command is, for the progress bar.
+        begins: a line of a log that tells what its command has come to; the first group is said.
 
     Raises:
         KeyboardInterrupt: as it came, after what ran has ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    work = _Work(commands, logs, unit)
+    work = _Work(commands, logs, unit, begins)
     with work.bar:
         for place in at:
             # Daemons: who waits for a process holds up neither a second Ctrl-C nor the end.
@@ -172,8 +178,11 @@ def run_commands(
         try:
             while left:
                 # Python 3.11 takes a thread for ended whose join() is interrupted.
-                work.ended.get()
-                left -= 1
+                try:
+                    work.ended.get(timeout=_LOOK)
+                    left -= 1
+                except queue.Empty:
+                    work.tell()
         except BaseException:
             work.stop()
             for _ in range(left):
@@ -185,12 +194,20 @@ def run_commands(
 class _Work:
     """The commands that wait, those that run, and how the others ended."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, unit: str) -> None:
+    def __init__(
+        self,
+        commands: Mapping[str, Sequence[str]],
+        logs: Path,
+        unit: str,
+        begins: re.Pattern[str],
+    ) -> None:
         self.outcomes: dict[str, Outcome] = {}
         # One entry for each worker that has no more to do.
         self.ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.bar = tqdm(total=len(commands), desc=f"{unit}s", unit=unit)
-        self._commands, self._logs = commands, logs
+        self._commands, self._logs, self._begins = commands, logs, begins
+        # The logs of what runs.
+        self._followed: dict[str, Follower] = {}
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
         for name in commands:
             self._waiting.put(name)
@@ -204,6 +221,13 @@ class _Work:
             self._is_over = True
             for leash in self._running:
                 leash.let_go()
+
+    def tell(self) -> None:
+        """Say what the running commands have come to since the last time."""
+        with self._lock:
+            for name, follower in self._followed.items():
+                for what in follower.look():
+                    self._say(name, what)
 
     def at(self, place: Place) -> None:
         """Run one command after another at a place, in this thread."""
@@ -226,6 +250,9 @@ class _Work:
             failure = self._attempt(name, place, log)
         except Exception as error:
             failure = f"could not be run: {error}"
+        self.tell()
+        with self._lock:
+            self._followed.pop(name, None)
         outcome = Outcome(name, time.monotonic() - start, failure, log)
         self.outcomes[name] = outcome
         self._say(name, failure or f"done in {outcome.seconds:.0f} s")
@@ -240,24 +267,27 @@ class _Work:
                 self._say(name, f"killed (signal {number}); once more")
             with log.open("ab" if attempt else "wb") as output:
                 begun = output.tell()
-                code = self._run(self._commands[name], place, output)
+                code = self._run(name, place, output)
             if code is None:
                 return "stopped"
             if code == 0:
                 return ""
-            number = _killed_by(code, _end_of(log, begun))
+            said = end_of(log, begun)
+            number = _killed_by(code, said)
             if not number:
-                return f"failed (exit {code}); see {log}"
+                error = error_in(said)
+                return f"failed (exit {code}){error and f': {error}'}; see {log}"
         hint = "; is there too little memory? fewer --workers" if number == signal.SIGKILL else ""
         return f"killed {ATTEMPTS} times (signal {number}){hint}; see {log}"
 
-    def _run(self, command: Sequence[str], place: Place, output: BinaryIO) -> int | None:
+    def _run(self, name: str, place: Place, output: BinaryIO) -> int | None:
         """Run a command to its end; None if it is, or all is, to end before."""
         with self._lock:
             if self._is_over:
                 return None
-            leash = Leash(command, place.environment(), output)
+            leash = Leash(self._commands[name], place.environment(), output)
             self._running.add(leash)
+            self._followed.setdefault(name, Follower(Path(output.name), self._begins))
         try:
             code = leash.wait()
         finally:
@@ -283,19 +313,3 @@ def _killed_by(code: int, said: str) -> int:
         return 0
     by_dvc, by_shell, by_torchrun = found.groups()
     return int(by_shell) - _SHELL_OFFSET if by_shell else int(by_dvc or by_torchrun)
-
-
-def _end_of(log: Path, begun: int = 0) -> str:
-    """Return the last part of a log, from ``begun`` on."""
-    with log.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(begun, size - _LAST_BYTES))
-        return file.read().decode(errors="replace")
-
-
-def last_lines(log: Path) -> list[str]:
-    """Return a log's last lines as a terminal would show them; none where there is no log."""
-    if not log.is_file():
-        return []
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in _end_of(log).split("\n")]
-    return [line for line in lines if line.strip()][-_LAST_LINES:]

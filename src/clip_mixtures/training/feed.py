@@ -12,6 +12,7 @@ a worker does not grow, however long it runs.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,6 +201,16 @@ class _Plan:
             ]
 
 
+def _workers_context() -> Any:
+    """Return how workers start: off a process that shares no locks or threads with one on a GPU.
+
+    It imports what they need once, and they share that memory.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 class DecodedFeed:
     """Batches of images that worker processes decode.
 
@@ -232,8 +243,7 @@ class DecodedFeed:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=normalisation.device.type == "cuda",
-            # Started anew they share no locks or threads with a process that uses a GPU.
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=_workers_context() if workers else None,
             prefetch_factor=4 if workers else None,
         )
 
