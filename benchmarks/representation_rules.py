@@ -26,7 +26,8 @@ from torch.nn.functional import normalize
 from clip_mixtures.mechanisms.cka import PUBLISHED_ORDER, cka_table, linear_cka
 from clip_mixtures.mechanisms.config import SaeConfig
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
-from clip_mixtures.mechanisms.sae_training import read_curves, train_sae
+from clip_mixtures.mechanisms.sae_curves import read_curves
+from clip_mixtures.mechanisms.sae_training import train_sae
 from clip_mixtures.mechanisms.shards import ShardSet, write_shards
 from clip_mixtures.mechanisms.sharing import KS, feature_histograms, score, sharing_matrix
 

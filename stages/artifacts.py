@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from clip_mixtures.errors import UserError, reports_user_errors, unknown
 from clip_mixtures.files import atomic_write_text
 from clip_mixtures.training.checkpoints import list_checkpoints
-from clip_mixtures.training.loop import CHECKPOINTS
+from clip_mixtures.training.layout import CHECKPOINTS
 from experiment import BUILD, Cell, Experiment, load_experiment
 
 PIPELINE = Path("dvc.yaml")

@@ -22,7 +22,7 @@ from clip_mixtures.index import read_index
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import definition_of
 from clip_mixtures.training.checkpoints import list_checkpoints
-from clip_mixtures.training.loop import CURVES, FACTS
+from clip_mixtures.training.layout import CURVES, FACTS
 from clip_mixtures.training.models import create_clip
 from clip_mixtures.training.processes import decoding_workers
 from experiment import (

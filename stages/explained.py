@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clip_mixtures.mechanisms.circuit_tables import graph_from_tables
-from clip_mixtures.mechanisms.sae_training import read_curves
+from clip_mixtures.mechanisms.graph_tables import graph_from_tables
+from clip_mixtures.mechanisms.sae_curves import read_curves
 from clip_mixtures.report import (
     ablation_figures,
     circuit_figures,

@@ -10,7 +10,7 @@ from pathlib import Path
 from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.scheduling.finished import forget_recorded
 from clip_mixtures.scheduling.snapshots import cache_folder
-from clip_mixtures.training.loop import FACTS as TRAINING_FACTS
+from clip_mixtures.training.layout import FACTS as TRAINING_FACTS
 from experiment import BUILD, FACTS, MECHANISMS, no_arguments, scratch_root
 
 # Folder in scratch to that of the results, and what finished work ends with.

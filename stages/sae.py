@@ -21,7 +21,7 @@ from clip_mixtures.mechanisms.training_features import (
 from clip_mixtures.scratch import exclusive
 from clip_mixtures.training.checkpoints import list_checkpoints
 from clip_mixtures.training.data import fingerprint
-from clip_mixtures.training.loop import CURVES
+from clip_mixtures.training.layout import CURVES
 from clip_mixtures.training.processes import decoding_workers
 from experiment import (
     ACTIVATIONS,

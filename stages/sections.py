@@ -28,7 +28,7 @@ from clip_mixtures.report.provenance import provenance_blocks
 from clip_mixtures.report.robustness import robustness_blocks
 from clip_mixtures.report.robustness_figures import robustness_figure
 from clip_mixtures.report.tables import counts_table, percent
-from clip_mixtures.training.loop import FACTS
+from clip_mixtures.training.layout import FACTS
 from evaluated import evaluation_of, training_of
 from experiment import METRICS
 from study import Study

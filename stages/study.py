@@ -13,7 +13,7 @@ from clip_mixtures.report.differences import paired_differences
 from clip_mixtures.report.interpolation import interpolation_points
 from clip_mixtures.report.matrix import averaged_over_seeds
 from clip_mixtures.report.robustness import robustness_of_cells
-from clip_mixtures.training.loop import CURVES, FACTS
+from clip_mixtures.training.layout import CURVES, FACTS
 from evaluated import (
     EXAMPLES,
     PINNED,

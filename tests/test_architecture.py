@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +68,12 @@ def test_the_library_knows_no_stage_and_no_parameter_file(path: Path) -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert "params.yaml" not in texts
+
+
+def test_reading_and_comparing_results_needs_no_torch() -> None:
+    scripts = "compare, examples, figures, experiments, times"
+    # A new process: this one has it already.
+    code = f"import sys, {scripts}; print({{'torch', 'open_clip'}} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=ROOT / "stages", capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

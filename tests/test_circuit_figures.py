@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from clip_mixtures.errors import UserError
-from clip_mixtures.mechanisms.graphs import Graph, circuit_graph
+from clip_mixtures.mechanisms.graph_tables import Graph
+from clip_mixtures.mechanisms.graphs import circuit_graph
 from clip_mixtures.report.ablation_figures import ablation_by_layer, ablation_dots
 from clip_mixtures.report.circuit_figures import (
     NEGATIVE,

@@ -14,12 +14,7 @@ from clip_mixtures.corpora.png import encode_png
 from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation.predictions import EvaluationSet
 from clip_mixtures.mechanisms.checkpoint import Checkpoint, load_last
-from clip_mixtures.mechanisms.circuit_tables import (
-    compare_circuits,
-    edge_table,
-    graph_from_tables,
-    unit_table,
-)
+from clip_mixtures.mechanisms.circuit_tables import compare_circuits
 from clip_mixtures.mechanisms.class_circuits import (
     SHARED,
     ClassCircuits,
@@ -32,6 +27,7 @@ from clip_mixtures.mechanisms.class_circuits import (
     trace_class,
 )
 from clip_mixtures.mechanisms.config import CircuitsConfig
+from clip_mixtures.mechanisms.graph_tables import edge_table, graph_from_tables, unit_table
 from clip_mixtures.mechanisms.graphs import circuit_graph
 from clip_mixtures.training.checkpoints import save_checkpoint
 from clip_mixtures.training.models import create_clip

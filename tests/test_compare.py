@@ -16,6 +16,7 @@ from study_factory import HELD_OUT, MadeUp, copied, make_study
 
 import compare
 import examples
+import figures
 from clip_mixtures.report.document import Fold, Illustration
 from clip_mixtures.report.drawings import Drawing
 from sections import EMBEDDED_CELLS, explained_sections
@@ -85,6 +86,33 @@ def test_the_same_results_give_the_same_bytes(
         )
     assert found[0] == found[1]
     assert {"report/index.html", "report/report.md", "metrics/differences.csv"} <= found[0].keys()
+
+
+def test_figures_can_be_had_by_name(
+    three: MadeUp,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(copied(three, tmp_path / "study").folder)
+
+    def drawn(*arguments: str) -> list[str]:
+        monkeypatch.setattr("sys.argv", ["figures.py", *arguments])
+        figures.main()
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert {"robustness", "learning_curves", "training_loss"} <= set(drawn())
+    assert drawn("robustness", "robust*") == ["scratch/figures/robustness.pdf"]
+    assert Path("scratch/figures/robustness.pdf").read_bytes().startswith(b"%PDF")
+    two = ["out/learning_curves.png", "out/training_loss.png"]
+    assert drawn("training_*", "learning_curves", "--format", "png", "--out", "out") == two
+    for name, message in (
+        ("robustnes", "figure 'robustnes'; did you mean 'robustness'"),
+        ("x*", r"figure 'x\*': matches none"),
+    ):
+        with pytest.raises(SystemExit):
+            drawn(name)
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_what_dvc_plots_reads_is_there(

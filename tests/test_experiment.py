@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -15,6 +16,7 @@ from clip_mixtures.corpora.classes import published_held_out
 from clip_mixtures.corpora.sources import Domains, Sources
 from clip_mixtures.errors import UserError
 from clip_mixtures.mixtures.spec import Checks
+from clip_mixtures.mixtures.store import write_rows
 from experiment import Cell, load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -292,6 +294,13 @@ def test_a_class_that_one_mixture_holds_out_must_be_in_the_corpus(
         load_experiment(path, class_names=["cat", "dog"])
 
 
+def test_some_classes_must_be_seen(changed: Callable[[Change], Path]) -> None:
+    path = changed(setting("test", "held_out", to=["dog", "cat"]))
+    with pytest.raises(UserError, match=r"^test\.held_out: names all 2 classes of the corpus"):
+        load_experiment(path, class_names=["cat", "dog"])
+    assert load_experiment(path, class_names=["cat", "dog", "eel"]).mixtures
+
+
 def test_no_file_no_yaml_no_mapping(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     with pytest.raises(UserError, match=r"params\.yaml: No such file"):
@@ -319,3 +328,25 @@ def test_a_stage_answers_a_mistake_in_one_line_without_a_traceback(
     assert result.stderr.startswith("error: run.mixtures: unknown mixture 'cg-hihg'")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(("images", "refused"), [(63, True), (64, False)])
+def test_a_batch_larger_than_its_mixture_is_refused_before_training(
+    changed: Callable[[Change], Path], images: int, refused: bool
+) -> None:
+    folder = changed(setting("train", "global_batch_size", to=64)).parent
+    write_rows(folder / "build/mixtures/cg-low/train.parquet", {"domains": np.arange(images)})
+    command = [sys.executable, str(ROOT / "stages" / "check.py"), "--model", "sample-rn"]
+
+    def check(*mixture: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *mixture], cwd=folder, capture_output=True, text=True, check=False
+        )
+
+    found = check("--mixture", "cg-low")
+    assert found.returncode == (2 if refused else 0)
+    message = "error: global_batch_size of model sample-rn: 64 is more than the 63 training images"
+    assert found.stderr.startswith(message) == refused
+    # What is not built cannot be trained on, and no mixture is no cell.
+    assert "no such mixture" in check("--mixture", "cg-high").stderr
+    assert check().stderr == "error: --mixture and --model: give both, or neither\n"

@@ -62,6 +62,7 @@ from clip_mixtures.training.checkpoints import load_state, save_checkpoint
 from clip_mixtures.training.clip import Contrastive
 from clip_mixtures.training.config import PRECISIONS, TrainConfig
 from clip_mixtures.training.feed import DecodedFeed, PackedFeed, places_of
+from clip_mixtures.training.layout import CHECKPOINTS, CURVES, STATE
 from clip_mixtures.training.loop import Batch
 from clip_mixtures.training.memory import device_batch
 from clip_mixtures.training.models import Normalisation, create_clip, to_pixels
@@ -127,7 +128,7 @@ def on(device: torch.device, feed: PackedFeed) -> PackedFeed:
 
 
 def losses_of(folder: Path) -> pd.Series[float]:
-    path = folder / loop.CURVES / "plots" / "metrics" / "loss.tsv"
+    path = folder / CURVES / "plots" / "metrics" / "loss.tsv"
     return pd.read_csv(path, sep="\t")["loss"]
 
 
@@ -258,12 +259,12 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
         train_to(tmp_path / "killed", config, processes, dies_at)
     train_to(tmp_path / "killed", config, processes)
     whole, killed = (
-        (tmp_path / name / loop.CHECKPOINTS / f"epoch_{TOY.epochs:03d}.safetensors").read_bytes()
+        (tmp_path / name / CHECKPOINTS / f"epoch_{TOY.epochs:03d}.safetensors").read_bytes()
         for name in ("whole", "killed")
     )
     assert killed == whole
     assert losses_of(tmp_path / "killed").equals(losses_of(tmp_path / "whole"))
-    states = [load_state(tmp_path / name / loop.STATE) for name in ("whole", "killed")]
+    states = [load_state(tmp_path / name / STATE) for name in ("whole", "killed")]
     assert states[0] is not None
     assert states[1] is not None
     assert states[1]["step"] == states[0]["step"] == 5

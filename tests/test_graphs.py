@@ -18,13 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.graph_tables import Graph, unit_name
 from clip_mixtures.mechanisms.graphs import (
     SCORES,
-    Graph,
     circuit_graph,
     edge_jaccard,
     score_matrices,
-    unit_name,
     weisfeiler_lehman,
     weisfeiler_lehman_up_to,
     wl_iterations,

@@ -41,6 +41,7 @@ from clip_mixtures.training.checkpoints import (
 from clip_mixtures.training.clip import Contrastive
 from clip_mixtures.training.config import TrainConfig, train_config_from_params
 from clip_mixtures.training.feed import PackedFeed
+from clip_mixtures.training.layout import CHECKPOINTS, CURVES, STATE
 from clip_mixtures.training.loop import Batch
 from clip_mixtures.training.precision import Precision
 from clip_mixtures.training.processes import Processes
@@ -63,18 +64,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != loop.STATE
+        if path.is_file() and path.name != STATE
     }
 
 
 def curve(folder: Path, name: str = "loss") -> pd.Series[float]:
-    path = folder / loop.CURVES / "plots" / "metrics" / f"{name}.tsv"
+    path = folder / CURVES / "plots" / "metrics" / f"{name}.tsv"
     return pd.read_csv(path, sep="\t").set_index("step")[name]
 
 
 def final_weights(folder: Path, epoch: int = TOY.epochs) -> dict[str, torch.Tensor]:
     towers = make_towers(seed=99)
-    load_checkpoint(list_checkpoints(folder / loop.CHECKPOINTS)[epoch], towers)
+    load_checkpoint(list_checkpoints(folder / CHECKPOINTS)[epoch], towers)
     return dict(towers.state_dict())
 
 
@@ -149,7 +150,7 @@ def test_a_kill_at_any_moment_costs_nothing(
 ) -> None:
     with pytest.raises(Kill):
         train_killed(tmp_path, monkeypatch, fatal)
-    state = load_state(tmp_path / loop.STATE)
+    state = load_state(tmp_path / STATE)
     capsys.readouterr()
     passed = train_killed(tmp_path, monkeypatch, None)
     assert contents(tmp_path) == uninterrupted
@@ -227,14 +228,14 @@ def test_kill_9_costs_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     with process:
         deadline = time.monotonic() + 100
-        while not (folder / loop.STATE).exists():
+        while not (folder / STATE).exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(0.4)
         process.kill()
     assert process.returncode == -9
-    state = load_state(folder / loop.STATE)
+    state = load_state(folder / STATE)
     assert state is not None
     assert 1 <= state["step"] < 6
     for name in ("killed", "whole"):
@@ -470,12 +471,12 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_what_was_good(
     ) as e:
         loop.train(Poisoned(make_towers(), TOY, step, value), make_feed(35), TOY, 0, faulty, ALONE)
     assert "\n" not in str(e.value)
-    kept = list(list_checkpoints(faulty / loop.CHECKPOINTS))
+    kept = list(list_checkpoints(faulty / CHECKPOINTS))
     assert kept == list(range((step - 1) // 4 + 1))
     before = contents(whole)
-    for name, data in contents(faulty / loop.CHECKPOINTS).items():
+    for name, data in contents(faulty / CHECKPOINTS).items():
         assert data == before[f"checkpoints/{name}"]
-    state = load_state(faulty / loop.STATE)
+    state = load_state(faulty / STATE)
     every = {4: 3, 200: 1}[points]
     good = [n for n in range(1, step) if n % every == 0 or n % 4 == 0]
     assert (state["step"] if state else None) == (good[-1] if good else None)
@@ -501,7 +502,7 @@ def test_the_checkpoints_that_the_recipe_says_are_kept(
 ) -> None:
     config = dataclasses.replace(TOY, epochs=epochs, checkpoint_every=every, keep_last=keep_last)
     loop.train(Contrastive(make_towers(), config, ALONE), make_feed(8), config, 0, tmp_path, ALONE)
-    assert list(list_checkpoints(tmp_path / loop.CHECKPOINTS)) == kept
+    assert list(list_checkpoints(tmp_path / CHECKPOINTS)) == kept
 
 
 @pytest.mark.usefixtures("saving")
@@ -527,7 +528,7 @@ def test_a_disk_that_is_full_at_a_state_costs_nothing(
         with pytest.raises(UserError, match=r"state\.pt: no space left.*start the run again") as e:
             loop.train(Contrastive(make_towers(), TOY, ALONE), make_feed(), TOY, 0, filled, ALONE)
     assert "\n" not in str(e.value)
-    state = load_state(filled / loop.STATE)
+    state = load_state(filled / STATE)
     assert state is not None
     assert state["step"] == states[1] == 2
     loop.train(Contrastive(make_towers(), TOY, ALONE), make_feed(), TOY, 0, filled, ALONE)
@@ -703,7 +704,7 @@ def test_a_run_of_two_processes_may_go_on_with_one(tmp_path: Path, two_processes
     toy = ["--dies-after=4", "--device-batch=3"]
     killed = torchrun(tmp_path, "--standalone", "--nproc-per-node=2", toy=toy)
     assert end(killed) != [0]
-    state = load_state(tmp_path / loop.STATE)
+    state = load_state(tmp_path / STATE)
     assert state is not None
     assert state["step"] == 3
     files.remove_parts(tmp_path)

@@ -248,6 +248,15 @@ def test_where_there_is_no_line_the_table_says_why() -> None:
     assert note == Paragraph(f"No line: {why}.")
 
 
+def test_of_several_sets_of_test_images_those_without_a_line_are_named() -> None:
+    cells, histories = study({"natural": NATURAL})
+    others, further = study({"natural": NATURAL[:2]}, test_domain="clipart", images=7)
+    found = robustness_of_cells([*cells, *others], {**histories, **further}, ["natural"])
+    _, note = robustness_blocks(found)
+    why = "1 checkpoint of natural-only mixtures; a line takes 3"
+    assert note == Paragraph(f"No line for the 7 held-out images in clipart: {why}.")
+
+
 # The figure
 
 

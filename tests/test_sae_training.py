@@ -20,10 +20,10 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms import sae_training
 from clip_mixtures.mechanisms.config import SaeConfig
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, backward, load_sae
+from clip_mixtures.mechanisms.sae_curves import read_curves
 from clip_mixtures.mechanisms.sae_training import (
     evaluate,
     make_optimizer,
-    read_curves,
     resample_units,
     sae_config_from_params,
     train_sae,

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms.chance import expected_jaccard, random_graph
 from clip_mixtures.mechanisms.class_bootstrap import bootstrap_over_classes
-from clip_mixtures.mechanisms.graphs import Graph, circuit_graph, edge_jaccard, weisfeiler_lehman
+from clip_mixtures.mechanisms.graph_tables import Graph
+from clip_mixtures.mechanisms.graphs import circuit_graph, edge_jaccard, weisfeiler_lehman
 from clip_mixtures.mechanisms.similarity import (
     domain_means,
     graph_scores,

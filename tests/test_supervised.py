@@ -28,6 +28,7 @@ from clip_mixtures.training.augmentation import Augmentation
 from clip_mixtures.training.checkpoints import load_checkpoint
 from clip_mixtures.training.config import SupervisedConfig, recipe_from_params
 from clip_mixtures.training.feed import PackedFeed
+from clip_mixtures.training.layout import CURVES, STATE
 from clip_mixtures.training.loop import Batch
 from clip_mixtures.training.models import Normalisation, create_clip
 from clip_mixtures.training.precision import Precision
@@ -334,7 +335,7 @@ def test_the_loss_falls_where_classes_can_be_told_apart(tmp_path: Path) -> None:
     )
     config = dataclasses.replace(CONFIG, epochs=4, milestones=(3,), learning_rate=0.05)
     facts = loop.train(Supervised(toy(), config), feed, config, 0, tmp_path, ALONE, 3)
-    metrics = tmp_path / loop.CURVES / "plots" / "metrics"
+    metrics = tmp_path / CURVES / "plots" / "metrics"
     loss = pd.read_csv(metrics / "loss.tsv", sep="\t")["loss"]
     # Nothing known of 1,003 outputs, ln 1003 = 6.9, and in the end nearly all.
     assert loss.iloc[0] == pytest.approx(math.log(1003), abs=0.7)
@@ -450,6 +451,6 @@ def test_a_killed_classifier_ends_with_the_bits_of_one_that_was_not(
         patch.setattr(Supervised, "after_step", die)
         with pytest.raises(KeyboardInterrupt):
             train_run(run, tmp_path / "scratch", tmp_path / "killed", {})
-    assert (tmp_path / "scratch" / run.scratch_name() / loop.STATE).exists()
+    assert (tmp_path / "scratch" / run.scratch_name() / STATE).exists()
     train_run(run, tmp_path / "scratch", tmp_path / "killed", {})
     assert published(tmp_path / "killed") == published(tmp_path / "whole")

@@ -13,7 +13,7 @@ import networkx as nx
 import numpy as np
 from scipy import stats
 
-from clip_mixtures.mechanisms.graphs import Graph, unit_name
+from clip_mixtures.mechanisms.graph_tables import Graph, unit_name
 
 
 @functools.cache

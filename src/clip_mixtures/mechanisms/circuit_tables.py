@@ -1,54 +1,16 @@
-"""Circuits as tables: their units and edges, and the comparison of the circuits of many classes."""
+"""The circuits of many classes, as tables, compared between domains."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from clip_mixtures.mechanisms.ablation_table import ablation_table
-from clip_mixtures.mechanisms.graphs import Graph, unit_name
+from clip_mixtures.mechanisms.graph_tables import Graph, graph_from_tables
 from clip_mixtures.mechanisms.similarity import graph_similarity, node_similarity
-
-UNIT_COLUMNS = ["layer", "channel", "rank"]
-EDGE_COLUMNS = ["upstream", "up", "downstream", "down", "weight"]
-
-
-def unit_table(graph: Graph) -> pd.DataFrame:
-    """Return a row a unit: ``layer``, ``channel`` and ``rank``, 0 being the strongest."""
-    rows = [[facts[name] for name in UNIT_COLUMNS] for _, facts in graph.nodes(data=True)]
-    return pd.DataFrame(rows, columns=UNIT_COLUMNS)
-
-
-def edge_table(graph: Graph) -> pd.DataFrame:
-    """Return a row an edge: ``upstream``, ``up`` (channel), ``downstream``, ``down``, weight."""
-    nodes = graph.nodes
-    rows: list[list[object]] = [
-        [
-            nodes[source]["layer"],
-            nodes[source]["channel"],
-            nodes[target]["layer"],
-            nodes[target]["channel"],
-            facts["weight"],
-        ]
-        for source, target, facts in graph.edges(data=True)
-    ]
-    return pd.DataFrame(rows, columns=EDGE_COLUMNS)
-
-
-def graph_from_tables(units: pd.DataFrame, edges: pd.DataFrame) -> Graph:
-    """Make a graph of the tables of one circuit; see :func:`graphs.circuit_graph`."""
-    graph: Graph = nx.DiGraph()
-    for layer, channel, rank in units[UNIT_COLUMNS].itertuples(index=False, name=None):
-        graph.add_node(unit_name(layer, channel), layer=layer, channel=channel, rank=rank)
-    for upstream, up, downstream, down, weight in edges[EDGE_COLUMNS].itertuples(
-        index=False, name=None
-    ):
-        graph.add_edge(unit_name(upstream, up), unit_name(downstream, down), weight=weight)
-    return graph
 
 
 def compare_circuits(

@@ -26,7 +26,6 @@ from clip_mixtures.evaluation.predictions import EvaluationSet
 from clip_mixtures.images import thumbnails
 from clip_mixtures.mechanisms.ablation import Fills, ablation_effects
 from clip_mixtures.mechanisms.checkpoint import Checkpoint
-from clip_mixtures.mechanisms.circuit_tables import edge_table, unit_table
 from clip_mixtures.mechanisms.circuits import (
     MEMORY_BYTES,
     attribute_nodes,
@@ -34,6 +33,7 @@ from clip_mixtures.mechanisms.circuits import (
     top_units,
 )
 from clip_mixtures.mechanisms.config import RULE_OF_PROTOCOL, CircuitsConfig
+from clip_mixtures.mechanisms.graph_tables import edge_table, unit_table
 from clip_mixtures.mechanisms.graphs import circuit_graph
 from clip_mixtures.mechanisms.towers import INPUT, Tower
 from clip_mixtures.training.models import to_pixels

@@ -38,6 +38,7 @@ import torch
 from scipy import sparse
 
 from clip_mixtures.errors import unknown
+from clip_mixtures.mechanisms.graph_tables import Graph, unit_name
 from clip_mixtures.mechanisms.towers import INPUT
 from clip_mixtures.mixtures.spec import PROTOCOLS
 
@@ -48,7 +49,6 @@ Values: TypeAlias = npt.NDArray[np.floating[Any]] | torch.Tensor
 Units: TypeAlias = Mapping[str, Indices]
 Edges: TypeAlias = Mapping[tuple[str, str], Values]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
-Graph: TypeAlias = "nx.DiGraph[str]"
 
 # Iterations of the kernel behind each published name.
 _PUBLISHED_ITERATIONS = {"wl_h1": 1, "wl_h2": 3, "wl_h3": 3}
@@ -100,11 +100,6 @@ def circuit_graph(
             target = unit_name(down, channels[down][row])
             graph.add_edge(source, target, weight=float(values[row, column]))
     return graph
-
-
-def unit_name(layer: str, channel: int) -> str:
-    """Name a unit as the nodes of a graph are named."""
-    return f"{layer}/{channel}"
 
 
 def edge_jaccard(g: Graph, h: Graph) -> float:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from dvclive import Live
 from torch.nn.functional import normalize
@@ -44,7 +43,8 @@ from clip_mixtures.mechanisms.shards import (
 )
 from clip_mixtures.settings import settings_from_params
 from clip_mixtures.training.checkpoints import load_state, save_state
-from clip_mixtures.training.loop import CURVE_POINTS, CURVES, SECONDS_BETWEEN_STATES, STATE
+from clip_mixtures.training.layout import CURVES, STATE
+from clip_mixtures.training.loop import CURVE_POINTS, SECONDS_BETWEEN_STATES
 
 # A unit is brought back with an encoder row of this share of the usual length.
 _RESAMPLED_NORM = 0.2
@@ -388,32 +388,6 @@ def _explained(inputs: torch.Tensor, reconstructions: torch.Tensor) -> float:
     deviation = (inputs - inputs.mean(dim=0)).double().square().sum()
     error = (inputs - reconstructions).double().square().sum()
     return 1 - float(error) / max(float(deviation), 1e-12)
-
-
-def read_curves(folder: Path) -> pd.DataFrame:
-    """Read the curves that :func:`train_sae` left, a row a point.
-
-    Args:
-        folder: ``curves`` in the scratch folder of the run, or a copy of it.
-
-    Returns:
-        ``step`` (int64, rising) and a column for each metric, see :func:`evaluate`; NaN in those of
-        the validation where a point has none.
-
-    Raises:
-        UserError: when there are no curves, or a file is damaged.
-    """
-    paths = sorted((folder / "plots" / "metrics").glob("*.tsv"))
-    if not paths:
-        raise UserError(f"{folder}: no curves of a sparse autoencoder; train it first")
-    columns = []
-    for path in paths:
-        try:
-            points = pd.read_csv(path, sep="\t").astype({"step": np.int64, path.stem: np.float64})
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: no curve ({error}); train again") from error
-        columns.append(points.set_index("step")[path.stem])
-    return pd.concat(columns, axis=1).sort_index().reset_index()
 
 
 def _progress(run: _Run) -> tqdm[Any]:

@@ -35,13 +35,8 @@ from tqdm import tqdm
 from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms.chance import expected_jaccard, random_graph
 from clip_mixtures.mechanisms.class_bootstrap import bootstrap_over_classes
-from clip_mixtures.mechanisms.graphs import (
-    SCORES,
-    Graph,
-    Units,
-    check_protocol,
-    score_matrices,
-)
+from clip_mixtures.mechanisms.graph_tables import Graph
+from clip_mixtures.mechanisms.graphs import SCORES, Units, check_protocol, score_matrices
 
 GROUPS = ("all", "held_out", "seen")
 # The domain whose files name the classes that the published comparison of nodes goes through.

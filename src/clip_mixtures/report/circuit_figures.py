@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from clip_mixtures.errors import UserError
+from clip_mixtures.mechanisms.graph_tables import Graph
 from clip_mixtures.report.cka_figures import short_layer
 from clip_mixtures.report.embedding_figures import PAGE_WIDTH
 from clip_mixtures.report.style import COLUMN_WIDTH, NEUTRAL, OKABE_ITO, figure_style
 from clip_mixtures.report.tables import distinct
-
-if TYPE_CHECKING:
-    from clip_mixtures.mechanisms.graphs import Graph
 
 Places: TypeAlias = Mapping[str, tuple[float, float]]
 

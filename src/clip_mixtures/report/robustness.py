@@ -231,4 +231,5 @@ def check_robustness(table: pd.DataFrame) -> None:
 def _too_few(points: int) -> str:
     if points == 0:
         return "no checkpoint of a natural-only mixture was tested on the same images"
-    return f"{points} checkpoints of natural-only mixtures; a line takes {FEWEST}"
+    counted = "1 checkpoint" if points == 1 else f"{points} checkpoints"
+    return f"{counted} of natural-only mixtures; a line takes {FEWEST}"

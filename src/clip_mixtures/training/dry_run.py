@@ -30,6 +30,7 @@ from clip_mixtures.mixtures.store import write_mixture
 from clip_mixtures.training import loop
 from clip_mixtures.training.checkpoints import checkpoint_path, load_checkpoint
 from clip_mixtures.training.config import SupervisedConfig, TrainConfig, per_process_batch
+from clip_mixtures.training.layout import CHECKPOINTS, CURVES
 from clip_mixtures.training.precision import Precision
 from clip_mixtures.training.processes import Processes, decoding_workers, wait_for_all
 from clip_mixtures.training.run import Run, prepare
@@ -133,9 +134,9 @@ def dry_run(
     peak = _peak(processes.device)
     if not processes.is_first:
         return None
-    checkpoint = checkpoint_path(scratch / loop.CHECKPOINTS, STEPS)
+    checkpoint = checkpoint_path(scratch / CHECKPOINTS, STEPS)
     _check_reloads(checkpoint, objective.network)
-    losses = pd.read_csv(scratch / loop.CURVES / "plots" / "metrics" / "loss.tsv", sep="\t")["loss"]
+    losses = pd.read_csv(scratch / CURVES / "plots" / "metrics" / "loss.tsv", sep="\t")["loss"]
     share = per_process_batch(global_batch, processes.world_size)
     return DryRun(
         architecture=architecture,

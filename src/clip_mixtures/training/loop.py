@@ -32,6 +32,7 @@ from clip_mixtures.training.checkpoints import (
     save_state,
 )
 from clip_mixtures.training.config import Recipe, per_process_batch
+from clip_mixtures.training.layout import CHECKPOINTS, CURVES, STATE
 from clip_mixtures.training.precision import Precision
 from clip_mixtures.training.processes import (
     Processes,
@@ -39,8 +40,6 @@ from clip_mixtures.training.processes import (
     mean_over_processes,
     wait_for_all,
 )
-
-CHECKPOINTS, CURVES, FACTS, STATE = "checkpoints", "curves", "training.json", "state.pt"
 
 # Points on the loss curve of a whole run. The state is saved at points, where the loss was checked,
 # if the last time was longer ago than this: a kill costs a two-hundredth of a run, or this much.

@@ -27,6 +27,7 @@ from clip_mixtures.training.clip import Contrastive
 from clip_mixtures.training.config import Recipe, SupervisedConfig, TrainConfig, per_process_batch
 from clip_mixtures.training.data import fingerprint, pack_rows, source_hash, tokenize
 from clip_mixtures.training.feed import DecodedFeed, PackedFeed, places_of
+from clip_mixtures.training.layout import CHECKPOINTS, CURVES, FACTS, STATE
 from clip_mixtures.training.memory import device_batch
 from clip_mixtures.training.models import ClipModel, Normalisation, create_clip
 from clip_mixtures.training.precision import autocast
@@ -152,7 +153,7 @@ def train_run(run: Run, scratch_root: Path, out: Path, labels: Mapping[str, Any]
         if processes.is_first:
             remove_parts(scratch)
         # Finished, and then lost on the way to whoever asked for it: only to be published again.
-        if not from_first((scratch / loop.FACTS).is_file(), processes):
+        if not from_first((scratch / FACTS).is_file(), processes):
             _finish(run, scratch, labels, processes)
         if processes.is_first:
             publish(scratch, out)
@@ -182,8 +183,8 @@ def _finish(run: Run, scratch: Path, labels: Mapping[str, Any], processes: Proce
         # Batch normalisation saw what a device takes at a time, in each of these.
         changed = {"attempts": attempts} if len(attempts) > 1 else {}
         everything = {**labels, **where, **changed, **counts, **facts, "recipe": recipe}
-        atomic_write_json(scratch / loop.FACTS, everything)
-        for spent in (*scratch.glob(_PACKED.format("*")), scratch / loop.STATE):
+        atomic_write_json(scratch / FACTS, everything)
+        for spent in (*scratch.glob(_PACKED.format("*")), scratch / STATE):
             spent.unlink(missing_ok=True)
 
 
@@ -321,9 +322,9 @@ def publish(scratch: Path, out: Path) -> None:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     # Copied, not moved: a kill in here must leave scratch whole for the next attempt.
-    for name in (loop.CHECKPOINTS, loop.CURVES):
+    for name in (CHECKPOINTS, CURVES):
         shutil.copytree(scratch / name, building / name)
-    shutil.copy2(scratch / loop.FACTS, building / loop.FACTS)
+    shutil.copy2(scratch / FACTS, building / FACTS)
     if out.exists():
         shutil.rmtree(out)
     os.replace(building, out)
