@@ -59,13 +59,19 @@ def _check_processes(experiment: Experiment, nproc: str) -> None:
 
 
 def _check_images(experiment: Experiment, mixture: str, model: str) -> None:
-    """Refuse a batch that is larger than the mixture, which torchrun would bury in its report."""
+    """Refuse a batch that is larger than the mixture, which torchrun would bury in its report.
+
+    Of a mixture a classifier has no more than these images: those with a label.
+    """
     images = count_rows(BUILD / "mixtures" / experiment.mixture(mixture).key / "train.parquet")
-    batch = experiment.model(model).recipe.global_batch_size
+    chosen = experiment.model(model)
+    batch = chosen.recipe.global_batch_size
     if batch > images:
+        own = f"models.{model}.{'supervised' if chosen.is_supervised else 'train'}"
+        where = own if chosen.is_supervised else f"{own} or train"
         raise UserError(
-            f"global_batch_size of model {model}: {batch} is more than the {images} training "
-            f"images of mixture {mixture}; make it smaller"
+            f"global_batch_size of model {model} ({where}): {batch} is "
+            f"more than the {images} training images of mixture {mixture}; make it smaller"
         )
 
 

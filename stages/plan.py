@@ -103,7 +103,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def stage_states() -> dict[str, str]:
-    """Return what `dvc repro` would do with every stage, or is doing somewhere.
+    """Return what `dvc repro` would do with every stage, or is doing in this folder.
 
     A stage behind one that is not up to date counts as to be run, though its results may turn out
     to be in the cache.

@@ -5,7 +5,7 @@ python stages/work.py --workers 2 --gpus-per-worker 4
 
 Every worker has cores or GPUs to itself and takes one cell after another, from training to its last
 analysis. A small network trains faster in two single-threaded cells side by side than twice on two
-cores. Which stage a cell has come to is told here; all that it says goes to
+cores. Which stage a cell runs is told here; all that it says goes to
 scratch/work/<run>.log. A cell that was killed is tried once more; one that failed keeps no other
 from being run. Stopped, by Ctrl-C or however else, it takes all that it started along, and the same
 command goes on.
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.scheduling.leash import Leash
-from clip_mixtures.scheduling.logs import last_lines
+from clip_mixtures.scheduling.logs import AFTER_BAR, last_lines
 from clip_mixtures.scheduling.workers import Outcome, Place, places, run_commands
 from experiment import Cell, Experiment, load_experiment, scratch_root
 from mechanism_params import Mechanisms, load_mechanisms
@@ -41,7 +41,7 @@ PIPELINES = "pipeline/{family}/dvc.yaml"
 LOOKED_INTO = ("activations", "representation", "sae", "sharing")
 CIRCUITS = ("circuits",)
 # As DVC announces the stages of a cell.
-_BEGINS = re.compile(r"Running stage '(?:.*:)?(\w+)@")
+_BEGINS = re.compile(AFTER_BAR + r"Running stage '(?:[^']*:)?(\w+)@")
 INTERRUPTED = 130  # as shells have it
 
 
@@ -94,7 +94,6 @@ def run_cells(
     Raises:
         KeyboardInterrupt: as it came, after what ran has ended.
     """
-    # Without waiting for the lock, a training that has ended may go unrecorded.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item"]
     commands = {cell.run: [*command, *stages_of(cell, mechanisms)] for cell in cells}
     return run_commands(commands, at, logs, unit="cell", begins=_BEGINS)
@@ -102,7 +101,8 @@ def run_cells(
 
 def repro(*stages: str) -> None:
     """Bring stages, or all, up to date; end with DVC's status when it fails."""
-    with Leash(["dvc", "repro", *stages]) as leash:
+    # Without waiting for the lock, what has just been computed may go unrecorded.
+    with Leash(["dvc", "--wait-for-lock", "repro", *stages]) as leash:
         code = leash.wait()
     if code:
         sys.exit(code)
@@ -129,7 +129,7 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
         if failed:
             names = ", ".join(outcome.name for outcome in failed)
             raise UserError(
-                f"{len(failed)} of {len(cells)} cells are not done: {names}; their logs say why, "
+                f"{len(failed)} of {len(cells)} cells are not done: {names}; why is said above, "
                 "and the same command goes on"
             )
     repro()

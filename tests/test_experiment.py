@@ -345,7 +345,10 @@ def test_a_batch_larger_than_its_mixture_is_refused_before_training(
 
     found = check("--mixture", "cg-low")
     assert found.returncode == (2 if refused else 0)
-    message = "error: global_batch_size of model sample-rn: 64 is more than the 63 training images"
+    message = (
+        "error: global_batch_size of model sample-rn (models.sample-rn.train or train): 64 is more "
+        "than the 63 training images of mixture cg-low"
+    )
     assert found.stderr.startswith(message) == refused
     # What is not built cannot be trained on, and no mixture is no cell.
     assert "no such mixture" in check("--mixture", "cg-high").stderr

@@ -28,6 +28,7 @@ from clip_mixtures.archives import list_files
 from clip_mixtures.corpora.png import encode_png
 from clip_mixtures.errors import UserError
 from clip_mixtures.index import Index, placed, read_index, write_index
+from clip_mixtures.training import feed as feed_module
 from clip_mixtures.training.augmentation import DRAWS, Augmentation
 from clip_mixtures.training.decoding import crop_to
 from clip_mixtures.training.feed import DecodedFeed, PackedFeed, places_of
@@ -501,3 +502,10 @@ def test_a_number_of_workers_that_is_none_is_refused(
     monkeypatch.setenv("WORKERS", wanted)
     with pytest.raises(UserError, match=rf"WORKERS: is '{wanted}'; allowed"):
         decoding_workers()
+
+
+def test_workers_have_what_they_need_when_they_start() -> None:
+    # What is asked needs no import, so whatever is there was there before.
+    asked = "'clip_mixtures.training.decoding' in __import__('sys').modules"
+    with feed_module._workers_context().Pool(1) as pool:
+        assert pool.apply(eval, (asked,))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.scheduling import leash as leash_module
 from clip_mixtures.scheduling import workers
 from clip_mixtures.scheduling.leash import Leash
-from clip_mixtures.scheduling.logs import Follower, error_in, last_lines
+from clip_mixtures.scheduling.logs import AFTER_BAR, Follower, error_in, last_lines
+from clip_mixtures.scheduling.telling import Telling
 from clip_mixtures.scheduling.workers import Place, places
 from experiment import Cell, Experiment, load_experiment
 from mechanism_params import load_mechanisms
@@ -334,7 +336,8 @@ def test_one_that_fails_keeps_no_other_from_being_run(
 def test_a_failure_is_told_with_the_error_that_came_first(
     dvc: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deed = "print('10%\\rerror: loss is nan; lower it\\n  E\\nERROR: failed to run'); sys.exit(7)"
+    said = ["10%\\r20% [1s, 1.0step/s]error: loss is nan; lower it", "  E", "ERROR: failed to run"]
+    deed = f"print('{chr(92)}n'.join({said})); sys.exit(7)"
     dvc.does(CELLS[0], deed)
     (outcome,) = run_cells(CELLS[:1], here(1), tmp_path / "logs")
     assert outcome.failure == f"failed (exit 7): loss is nan; lower it; see {outcome.log}"
@@ -343,40 +346,102 @@ def test_a_failure_is_told_with_the_error_that_came_first(
     assert error_in("ERROR: busy\n") == "busy"
 
 
-def test_the_stages_of_a_cell_are_told_while_it_runs(
-    dvc: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def running(stage: str) -> str:
+    """Return a deed: what DVC says when it comes to a stage."""
+    return f'print("Running stage {chr(39)}{stage}@x-y-0{chr(39)}:", flush=True)'
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what is said, as it is said."""
     monkeypatch.setattr(workers, "_LOOK", 0.01)
-    (tmp_path / "told").mkdir()
-    first = "print(\"Running stage 'train@x-y-0':\", flush=True)"
-    wait = f"os.listdir({str(tmp_path / 'told')!r}) or time.sleep(0.01)"
-    second = "print(\"Running stage 'pipeline/sae/dvc.yaml:sae@x-y-0':\")"
-    dvc.does(CELLS[0], f"{first}; any({wait} for _ in range(60000)); {second}")
-    seen: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr(Telling, "say", lambda _, name, what: said.append(f"{name}: {what}"))
+    return said
+
+
+def test_the_stages_of_a_cell_are_told_while_it_runs(
+    dvc: Fake, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = tmp_path / "go"
 
     def say(_: object, name: str, what: str) -> None:
-        seen.append(f"{name}: {what}")
+        told.append(f"{name}: {what}")
         if what == "train":
             # Only now, while it runs, may it go on.
-            (tmp_path / "told" / "yes").touch()
+            go.touch()
 
-    monkeypatch.setattr(workers._Work, "_say", say)
+    monkeypatch.setattr(Telling, "say", say)
+    wait = f"any(os.path.exists({str(go)!r}) or time.sleep(0.01) for _ in range(60000))"
+    dvc.does(CELLS[0], f"{running('train')}; {wait}; {running('pipeline/sae/dvc.yaml:sae')}")
     (outcome,) = run_cells(CELLS[:1], here(1), tmp_path / "logs")
     assert outcome.failure == ""
-    assert seen[:2] == [f"{NAMES[0]}: train", f"{NAMES[0]}: sae"]
-    assert seen[2].startswith(f"{NAMES[0]}: done in")
+    assert told[:2] == [f"{NAMES[0]}: train", f"{NAMES[0]}: sae"]
+    assert told[2].startswith(f"{NAMES[0]}: done in")
 
 
-def test_a_follower_reads_whole_lines_once(tmp_path: Path) -> None:
+def test_what_a_killed_attempt_came_to_is_told_before_the_next(
+    dvc: Fake, tmp_path: Path, told: list[str]
+) -> None:
+    # The bar of a process that is killed ends where it is.
+    bar = "print('training:  50%| 1/2 [00:01<00:01,  1.0step/s]', end='', flush=True)"
+    dvc.does(CELLS[0], f"{running('train')}; {bar}; {KILL}", running("train"))
+    run_cells(CELLS[:1], here(1), tmp_path / "logs")
+    assert [what.partition(": ")[2].split(" in ")[0] for what in told] == [
+        "train", "killed (signal 9); once more", "train", "done",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", ["screen", "log"])
+def test_cells_are_run_where_nothing_can_be_told(
+    dvc: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(workers, "_LOOK", 0.01)
+    if broken == "screen":
+        for name in ("write", "update"):
+            monkeypatch.setattr(f"clip_mixtures.scheduling.telling.tqdm.{name}", refuse)
+        monkeypatch.setattr("clip_mixtures.scheduling.telling.tqdm.close", refuse_once)
+    else:
+        monkeypatch.setattr(Path, "open", refuse_reading(Path.open))
+    for cell in CELLS[:2]:
+        dvc.does(cell, f"{running('train')}; time.sleep(0.2)")
+    outcomes = run_cells(CELLS[:2], here(2), tmp_path / "logs")
+    assert [outcome.failure for outcome in outcomes] == ["", ""]
+
+
+def refuse_once(bar: Any) -> None:
+    if not bar.disable:
+        # It is closed again when it is forgotten.
+        bar.disable = True
+        raise BrokenPipeError
+
+
+def refuse_reading(opens: Callable[..., Any]) -> Callable[..., Any]:
+    def found(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if path.suffix == ".log" and mode == "rb":
+            raise OSError(116, "Stale file handle")
+        return opens(path, mode, *args, **options)
+
+    return found
+
+
+def test_a_follower_reads_every_line_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    follower = Follower(log, re.compile("at (.*)"))
+    follower = Follower(log, re.compile(f"{AFTER_BAR}at (.*)"))
     assert follower.look() == []
-    log.write_bytes(b"at 1\nnot at 2\n50%\rat 3\nat ")
+    log.write_bytes(b"at 1\nnot at 2\n50% [1s]at 3\nat ")
     assert follower.look() == ["1", "3"]
     with log.open("ab") as file:
         file.write(b"4\n")
     assert follower.look() == ["4"]
+    with log.open("ab") as file:
+        file.write(b"\r50%\r60%")
     assert follower.look() == []
+    # A bar, which has no end of line, is not read again and again.
+    assert follower._read == log.stat().st_size - len("60%")
 
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -585,7 +650,7 @@ def test_the_shared_stage_comes_first_then_cells_then_everything(dvc: Fake) -> N
     assert [len(calls) for calls in begun] == [1, 1, 1, 1]
     times = [float(str(calls[0]["begun"])) for calls in begun]
     assert times == sorted(times)
-    assert begun[3][0]["arguments"] == ["repro"]
+    assert begun[3][0]["arguments"] == ["--wait-for-lock", "repro"]
 
 
 def test_with_nothing_to_do_only_the_rest_is_brought_up_to_date(dvc: Fake) -> None:
@@ -607,7 +672,7 @@ def test_a_failure_ends_with_the_last_lines_of_its_log_and_no_comparison(dvc: Fa
     assert "error: loss is nan at step 7\n" in found.stderr
     told, last = found.stderr.splitlines()[-2:]
     assert told == f"{first.run}: failed (exit 255): loss is nan at step 7; see {log}"
-    assert last.startswith(f"error: 1 of 2 cells are not done: {first.run}; their logs say why")
+    assert last.startswith(f"error: 1 of 2 cells are not done: {first.run}; why is said above")
     assert dvc.calls("repro") == []
     assert len(dvc.calls(second)) == 1
 

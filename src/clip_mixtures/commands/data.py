@@ -142,7 +142,10 @@ def add_to(commands: Any) -> None:
         "--no-images", action="store_true", help="index DomainNet's lists without the images"
     )
     index.add_argument(
-        "--test-share", type=float, default=0.3, help="of --folders' images (%(default)s)"
+        "--test-share",
+        type=float,
+        default=0.3,
+        help="of --folders' images of a class in a domain, to the nearest number (%(default)s)",
     )
     index.add_argument("--imagenet-captions", type=Path, metavar="JSON")
     index.add_argument("--imagenet-images", type=Path, help="tar or folder of its images")

@@ -57,8 +57,8 @@ class ClassCircuits:
 
     Attributes:
         nodes: domain to submodule to effects, (channels,).
-        units: a row a unit of a circuit, see :func:`circuit_tables.unit_table`, with ``domain``.
-        edges: a row an edge of a graph, see :func:`circuit_tables.edge_table`, with ``domain``.
+        units: a row a unit of a circuit, see :func:`graph_tables.unit_table`, with ``domain``.
+        edges: a row an edge of a graph, see :func:`graph_tables.edge_table`, with ``domain``.
         completeness: a row a domain and submodule: ``domain``, ``layer``, ``change``, ``error`` and
             ``images``.
         effects: of ablations, see :func:`ablation.ablation_effects`.

@@ -76,7 +76,7 @@ def sae_training_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
             error, a mean over inputs), ``l0`` (mean number of active units), ``dead_share`` and
             ``explained_variance`` (fractions); those of features that were not trained on are
             named ``validation_loss`` and so on, NaN where there are none. See
-            ``clip_mixtures.mechanisms.sae_training.read_curves``.
+            ``clip_mixtures.mechanisms.sae_curves.read_curves``.
 
     Returns:
         A panel a metric, hollow dots for the validation. Metrics that are positive throughout and

@@ -6,10 +6,14 @@ import os
 import re
 from pathlib import Path
 
+# What a progress bar that was cut off leaves before the next line, for it ends without a newline.
+AFTER_BAR = r"(?:.*\]\s*)?"
+
 _LAST_LINES = 15
 _LAST_BYTES = 1 << 16
+_ENDS_OF_LINES = re.compile("[\r\n]+")
 # As :func:`clip_mixtures.errors.reports_user_errors` prints a mistake, and DVC one of its own.
-_ERROR = re.compile(r"(?i:error): (.+)")
+_ERROR = re.compile(AFTER_BAR + r"(?:error|ERROR): (.+)")
 
 
 class Follower:
@@ -25,13 +29,17 @@ class Follower:
 
     def look(self) -> list[str]:
         """Return the first group of every match in the lines since the last look."""
-        if not self._log.is_file():
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._read)
+                gained = file.read()
+        except OSError:
+            # There later, or never: what is followed goes on without being told.
             return []
-        with self._log.open("rb") as file:
-            file.seek(self._read)
-            whole, end, _ = file.read().rpartition(b"\n")
-        self._read += len(whole) + len(end)
-        lines = _lines(whole.decode(errors="replace"))
+        # A bar is one long line that returns again and again.
+        whole = gained[: max(gained.rfind(b"\n"), gained.rfind(b"\r")) + 1]
+        self._read += len(whole)
+        lines = _ENDS_OF_LINES.split(whole.decode(errors="replace"))
         return [found[1] for line in lines if (found := self._wanted.match(line))]
 
 

@@ -7,6 +7,7 @@ commands.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import queue
@@ -14,18 +15,16 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from clip_mixtures.errors import UserError
 from clip_mixtures.scheduling.leash import Leash
-from clip_mixtures.scheduling.logs import Follower, end_of, error_in
+from clip_mixtures.scheduling.logs import end_of, error_in
+from clip_mixtures.scheduling.telling import Telling
 
 # A command that was killed is run once more: training goes on where it was.
 ATTEMPTS = 2
@@ -169,24 +168,23 @@ def run_commands(
         KeyboardInterrupt: as it came, after what ran has ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    work = _Work(commands, logs, unit, begins)
-    with work.bar:
+    with Telling(len(commands), unit, begins) as telling:
+        work = _Work(commands, logs, telling)
         for place in at:
             # Daemons: who waits for a process holds up neither a second Ctrl-C nor the end.
             threading.Thread(target=work.at, args=(place,), daemon=True).start()
-        left = len(at)
         try:
-            while left:
+            while len(work.ended) < len(at):
                 # Python 3.11 takes a thread for ended whose join() is interrupted.
                 try:
-                    work.ended.get(timeout=_LOOK)
-                    left -= 1
+                    work.wake.get(timeout=_LOOK)
                 except queue.Empty:
-                    work.tell()
+                    telling.look()
         except BaseException:
             work.stop()
-            for _ in range(left):
-                work.ended.get()
+            while len(work.ended) < len(at):
+                with contextlib.suppress(queue.Empty):
+                    work.wake.get(timeout=_LOOK)
             raise
     return [work.outcomes[name] for name in commands]
 
@@ -194,20 +192,12 @@ def run_commands(
 class _Work:
     """The commands that wait, those that run, and how the others ended."""
 
-    def __init__(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        logs: Path,
-        unit: str,
-        begins: re.Pattern[str],
-    ) -> None:
+    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, telling: Telling) -> None:
         self.outcomes: dict[str, Outcome] = {}
-        # One entry for each worker that has no more to do.
-        self.ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.bar = tqdm(total=len(commands), desc=f"{unit}s", unit=unit)
-        self._commands, self._logs, self._begins = commands, logs, begins
-        # The logs of what runs.
-        self._followed: dict[str, Follower] = {}
+        # The places that have no more to do; each wakes whoever waits.
+        self.ended: list[Place] = []
+        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._commands, self._logs, self._telling = commands, logs, telling
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
         for name in commands:
             self._waiting.put(name)
@@ -222,13 +212,6 @@ class _Work:
             for leash in self._running:
                 leash.let_go()
 
-    def tell(self) -> None:
-        """Say what the running commands have come to since the last time."""
-        with self._lock:
-            for name, follower in self._followed.items():
-                for what in follower.look():
-                    self._say(name, what)
-
     def at(self, place: Place) -> None:
         """Run one command after another at a place, in this thread."""
         try:
@@ -236,7 +219,8 @@ class _Work:
             while not self._is_over and self._next(place):
                 pass
         finally:
-            self.ended.put(None)
+            self.ended.append(place)
+            self.wake.put(None)
 
     def _next(self, place: Place) -> bool:
         """Run the next command to its end; whether there was one."""
@@ -250,13 +234,9 @@ class _Work:
             failure = self._attempt(name, place, log)
         except Exception as error:
             failure = f"could not be run: {error}"
-        self.tell()
-        with self._lock:
-            self._followed.pop(name, None)
         outcome = Outcome(name, time.monotonic() - start, failure, log)
         self.outcomes[name] = outcome
-        self._say(name, failure or f"done in {outcome.seconds:.0f} s")
-        self.bar.update()
+        self._telling.ends(name, failure or f"done in {outcome.seconds:.0f} s")
         return True
 
     def _attempt(self, name: str, place: Place, log: Path) -> str:
@@ -264,10 +244,13 @@ class _Work:
         number = 0
         for attempt in range(ATTEMPTS):
             if attempt:
-                self._say(name, f"killed (signal {number}); once more")
+                self._telling.look()
+                self._telling.say(name, f"killed (signal {number}); once more")
             with log.open("ab" if attempt else "wb") as output:
                 begun = output.tell()
-                code = self._run(name, place, output)
+                if not attempt:
+                    self._telling.follow(name, log)
+                code = self._run(self._commands[name], place, output)
             if code is None:
                 return "stopped"
             if code == 0:
@@ -280,23 +263,19 @@ class _Work:
         hint = "; is there too little memory? fewer --workers" if number == signal.SIGKILL else ""
         return f"killed {ATTEMPTS} times (signal {number}){hint}; see {log}"
 
-    def _run(self, name: str, place: Place, output: BinaryIO) -> int | None:
+    def _run(self, command: Sequence[str], place: Place, output: BinaryIO) -> int | None:
         """Run a command to its end; None if it is, or all is, to end before."""
         with self._lock:
             if self._is_over:
                 return None
-            leash = Leash(self._commands[name], place.environment(), output)
+            leash = Leash(command, place.environment(), output)
             self._running.add(leash)
-            self._followed.setdefault(name, Follower(Path(output.name), self._begins))
         try:
             code = leash.wait()
         finally:
             with self._lock:
                 self._running.discard(leash)
         return None if self._is_over and code else code
-
-    def _say(self, name: str, what: str) -> None:
-        self.bar.write(f"{name}: {what}", file=sys.stderr)
 
 
 def _killed_by(code: int, said: str) -> int:

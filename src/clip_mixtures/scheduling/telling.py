@@ -1,0 +1,69 @@
+"""What whoever runs several commands is told of them: lines on standard error over a bar."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from clip_mixtures.scheduling.logs import Follower
+
+
+class Telling:
+    """Tells how commands go, from any thread; where nobody can be told, they go on all the same.
+
+    Args:
+        count: of the commands.
+        unit: what a command is.
+        begins: a line of a log that tells what its command has come to; the first group is said.
+    """
+
+    def __init__(self, count: int, unit: str, begins: re.Pattern[str]) -> None:
+        self._bar = tqdm(total=count, desc=f"{unit}s", unit=unit)
+        self._begins = begins
+        self._followed: dict[str, Follower] = {}
+        # Its own: a screen that takes no more must not keep anybody from ending commands.
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._bar.close()
+
+    def follow(self, name: str, log: Path) -> None:
+        """Tell from now on what a command comes to, by its log, from its beginning."""
+        with self._lock:
+            self._followed[name] = Follower(log, self._begins)
+
+    def look(self) -> None:
+        """Tell what the commands have come to since the last time."""
+        with self._lock:
+            for name, follower in self._followed.items():
+                for what in follower.look():
+                    self.say(name, what)
+
+    def say(self, name: str, what: str) -> None:
+        """Tell something of a command."""
+        with contextlib.suppress(OSError):
+            self._bar.write(f"{name}: {what}", file=sys.stderr)
+
+    def ends(self, name: str, how: str) -> None:
+        """Tell what a command has come to last, and how it ended."""
+        self.look()
+        with self._lock:
+            self._followed.pop(name, None)
+        self.say(name, how)
+        with contextlib.suppress(OSError):
+            self._bar.update()
