@@ -130,8 +130,7 @@ def learning_curves(
                 opacity = min(0.12, _INK / len(series))
                 _draw_history(ax, _over_seeds(seeds), *look, opacity=opacity)
             ax.set_title(f"{GROUP_WORDS[group].capitalize()} classes in {domain}")
-            # A line at 0 shows whole, above the axis.
-            ax.set_ylim(bottom=-_BELOW_ZERO * ax.get_ylim()[1])
+            begin_below_zero(ax)
             ax.grid(axis="y")
         axes[-1].set_xlabel("Epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -239,6 +238,11 @@ def smoothed(losses: pd.DataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray
     means = rolling.mean().to_numpy(dtype=np.float64)
     every = math.ceil(len(ordered) / _POINTS)
     return ordered["step"].to_numpy(dtype=np.float64)[::every], means[::every]
+
+
+def begin_below_zero(ax: Axes) -> None:
+    """Let the axis of accuracies begin a little below 0, so that a line at 0 shows whole."""
+    ax.set_ylim(bottom=-_BELOW_ZERO * ax.get_ylim()[1])
 
 
 def _stacked(

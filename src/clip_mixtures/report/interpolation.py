@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from clip_mixtures.mixtures.spec import NATURAL_DOMAIN, Mixture
-from clip_mixtures.report.figures import LINE_STYLES
+from clip_mixtures.report.figures import LINE_STYLES, begin_below_zero
 from clip_mixtures.report.style import COLUMN_WIDTH, NEUTRAL, colours, figure_style
 from clip_mixtures.report.tables import distinct
 
@@ -147,10 +147,10 @@ def interpolation_figure(points: pd.DataFrame, axis: str) -> Figure:
                     found["x"], 100 * found["estimate"], color=colour, marker="o", linestyle="none"
                 )
             ax.set_title(f"Held-out classes in {domain}")
-            ax.set_ylim(bottom=0)
+            begin_below_zero(ax)
             ax.grid(axis="y")
         grid[-1, 0].set_xlabel(_LABELS[axis])
-        grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         figure.supylabel("Accuracy (%)")
         figure.legend(handles=legend, loc="outside lower center", ncols=columns)
     return figure
