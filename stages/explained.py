@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from clip_mixtures.mechanisms.graph_tables import graph_from_tables
@@ -316,11 +317,20 @@ def _example_circuits(cell: Cell) -> Drawing:
         partial(
             circuit_figures.circuits_side_by_side,
             graphs,
-            {domain: pictures[domain] for domain in graphs},
+            {domain: pictures_there(pictures[domain]) for domain in graphs},
             title=name,
         ),
         run=cell.run,
     )
+
+
+def pictures_there(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return pictures (n, H, W, 3) less the white ones at the end, which stand for none.
+
+    A class has fewer images than places in a small corpus; the first is always one of it.
+    """
+    seen = np.flatnonzero((images < 255).any(axis=(1, 2, 3)))
+    return images[: seen[-1] + 1 if len(seen) else 1]
 
 
 def _examples(cell: Cell, test_domain: str) -> Iterator[Drawing]:

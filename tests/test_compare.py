@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from study_factory import HELD_OUT, MadeUp, copied, make_study
 
 import compare
 import examples
+import explained
 import figures
 from clip_mixtures.report.document import Fold, Illustration
 from clip_mixtures.report.drawings import Drawing
@@ -245,3 +247,12 @@ def test_figures_of_many_cells_lie_beside_the_page(runs: int) -> None:
     (last,) = folds[-1].blocks
     assert isinstance(last, Illustration)
     assert not last.embedded
+
+
+def test_places_without_a_picture_are_not_shown() -> None:
+    images = np.full((4, 2, 2, 3), 255, dtype=np.uint8)
+    assert len(explained.pictures_there(images)) == 1
+    images[1, 0, 0, 2] = 254
+    assert len(explained.pictures_there(images)) == 2
+    images[3] = 0
+    assert len(explained.pictures_there(images)) == 4
