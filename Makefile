@@ -44,7 +44,9 @@ demo: $(READY)
 	echo "report: $(CURDIR)/report/index.html" && \
 	if [ "$(DEMO)" = small ]; then echo "after one epoch these accuracies mean nothing; it shows that all works"; fi && \
 	if [ -n "$(DEMO)" ]; then echo "params.yaml now holds preset $(DEMO), its run.mixtures included;" \
-		"back to the sample: $(BIN)/python -m clip_mixtures preset sample"; fi && \
+		"back to the sample: $(BIN)/python -m clip_mixtures preset sample." \
+		"Lock files and metrics/ hold this run's results; to discard them with the parameters:" \
+		"git checkout params.yaml dvc.lock pipeline metrics"; fi && \
 	echo "make demo: $$(( $$(date +%s) - start )) s"
 
 lint: $(READY)

@@ -129,8 +129,8 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
         if failed:
             names = ", ".join(outcome.name for outcome in failed)
             raise UserError(
-                f"{len(failed)} of {len(cells)} cells are not done: {names}; why is said above, "
-                "and the same command goes on"
+                f"{len(failed)} of {len(cells)} cells are not done: {names}; mend what is said "
+                "above, and the same command goes on"
             )
     repro()
 

@@ -672,7 +672,9 @@ def test_a_failure_ends_with_the_last_lines_of_its_log_and_no_comparison(dvc: Fa
     assert "error: loss is nan at step 7\n" in found.stderr
     told, last = found.stderr.splitlines()[-2:]
     assert told == f"{first.run}: failed (exit 255): loss is nan at step 7; see {log}"
-    assert last.startswith(f"error: 1 of 2 cells are not done: {first.run}; why is said above")
+    assert last.startswith(
+        f"error: 1 of 2 cells are not done: {first.run}; mend what is said above"
+    )
     assert dvc.calls("repro") == []
     assert len(dvc.calls(second)) == 1
 

@@ -181,7 +181,7 @@ def difference_tables(differences: pd.DataFrame) -> Iterator[Table]:
         yield Table(
             f"Differences in {domain}",
             f"Percentage points between mixtures in {domain}; in brackets the 95 % interval of the "
-            f"difference {over}. Shaded on the page: the interval leaves out 0.",
+            f"difference {over}. Shaded: the interval leaves out 0.",
             tuple(columns),
             tuple(rows),
         )
