@@ -558,7 +558,9 @@ def scheduler(dvc: Fake, folder: Path, places_wanted: int = 2) -> subprocess.Pop
     script = (
         "import signal, sys; from pathlib import Path; from experiment import Cell\n"
         "from work import run_cells; from clip_mixtures.scheduling.workers import Place\n"
-        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        # A shell that begins tests in the background has them ignore an interrupt.
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, signal.default_int_handler)\n"
         "cells = [Cell('cg-low', 'rn', seed) for seed in range(3)]\n"
         f"places = [Place((), ())] * {places_wanted}\n"
         f"run_cells(cells, places, Path({str(folder / 'logs')!r}))\n"
