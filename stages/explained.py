@@ -327,7 +327,7 @@ def _example_circuits(cell: Cell) -> Drawing:
 def pictures_there(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return pictures (n, H, W, 3) less the white ones at the end, which stand for none.
 
-    A class has fewer images than places in a small corpus; the first is always one of it.
+    There are more places than images that a circuit is traced on; the first is always one of them.
     """
     seen = np.flatnonzero((images < 255).any(axis=(1, 2, 3)))
     return images[: seen[-1] + 1 if len(seen) else 1]

@@ -2,7 +2,7 @@
 
 python stages/figures.py                                   # lists them
 python stages/figures.py robustness 'mechanisms/circuits_*'
-python stages/figures.py 'interpolation_*' --format png --out paper/figures
+python stages/figures.py 'training_*' --format png --out paper/figures
 
 Drawn from the evaluations and analyses that are in build/, as the comparison draws them.
 """

@@ -7,7 +7,6 @@ import re
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -30,15 +29,8 @@ class Telling:
         # Its own: a screen that takes no more must not keep anybody from ending commands.
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Telling:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         with contextlib.suppress(OSError):
             self._bar.close()
 

@@ -168,7 +168,7 @@ def run_commands(
         KeyboardInterrupt: as it came, after what ran has ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    with Telling(len(commands), unit, begins) as telling:
+    with contextlib.closing(Telling(len(commands), unit, begins)) as telling:
         work = _Work(commands, logs, telling)
         for place in at:
             # Daemons: who waits for a process holds up neither a second Ctrl-C nor the end.
