@@ -23,6 +23,9 @@ from typing import IO, Any
 
 # Time to put things in order, between being asked to terminate and being killed.
 GRACE_SECONDS = 10.0
+# A signal is sent before it is delivered. Killing takes an instant, but what nobody takes note of
+# stays in its group, as in a container whose first process does not look after orphans.
+_DYING_SECONDS = 2.0
 _CANNOT_RUN = 127  # as shells have it
 
 
@@ -93,7 +96,15 @@ def hold(command: Sequence[str]) -> int:
     else:
         process.wait()
     _signal_group(process.pid, signal.SIGKILL)
-    return process.wait()
+    status = process.wait()
+    _wait_until_gone(process.pid)
+    return status
+
+
+def _wait_until_gone(group: int) -> None:
+    begun = time.monotonic()
+    while _signal_group(group, 0) and time.monotonic() - begun < _DYING_SECONDS:
+        time.sleep(0.01)
 
 
 def _end_when_let_go(group: int) -> None:
@@ -112,10 +123,14 @@ def _end(group: int) -> None:
     _signal_group(group, signal.SIGKILL)
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
-    # Some systems refuse a group of which nothing but the unreaped leader is left.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal, 0 for none; return whether there is anything to send it to."""
+    # Some systems refuse a group of which nothing but what has ended is left.
+    try:
         os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def main() -> None:
