@@ -183,7 +183,7 @@ def test_nobody_waits_for_torch_to_read_the_classes() -> None:
         "classes.imagenet_synsets(); classes.synset_labels(); "
         "assert not {'torch', 'timm', 'open_clip'} & sys.modules.keys(), list(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 # --- Names in a sentence

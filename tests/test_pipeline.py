@@ -120,7 +120,7 @@ class Project:
         return self.folder / "scratch" / "runs"
 
     def wait_until_it_trains(self, process: subprocess.Popen[Any]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(self.scratch.glob("*/checkpoints/epoch_000.safetensors")):
             assert process.poll() is None, "the training ended before anything could be done to it"
             assert time.monotonic() < deadline

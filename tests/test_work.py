@@ -530,10 +530,10 @@ def test_a_command_on_a_leash_ends_as_it_would_alone(tmp_path: Path) -> None:
 
 
 def test_leaving_the_context_ends_the_command(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("wb") as output:
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with (tmp_path / "out").open("wb") as output, Leash(command, output=output):
+        wait_until(lambda: (tmp_path / "out").read_text())
         begun = time.monotonic()
-        with Leash(["sh", "-c", "sleep 60 & echo $!; wait"], output=output):
-            wait_until(lambda: (tmp_path / "out").read_text())
     assert not is_running(int((tmp_path / "out").read_text()))
     assert time.monotonic() - begun < leash_module.GRACE_SECONDS
 
