@@ -59,7 +59,8 @@ def _write_metrics(study: Study, measured: pd.DataFrame) -> None:
     summary = study.summary
     atomic_write_json(METRICS / "summary.json", summary)
     atomic_write_json(
-        METRICS / "headline.json", tables.headline(summary, study.kinds, study.informed)
+        METRICS / "headline.json",
+        tables.headline(summary, study.kinds, study.held_out, study.informed),
     )
     comparison = tables.comparison_markdown(summary, classes=study.classes)
     atomic_write_text(METRICS / "comparison.md", comparison)

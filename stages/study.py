@@ -78,6 +78,11 @@ class Study:
         return {key: self.experiment.mixture(key).kind for key in self.mixtures}
 
     @property
+    def held_out(self) -> dict[str, frozenset[int]]:
+        """The class ids that each mixture holds out."""
+        return {key: self._held_out(key) for key in self.mixtures}
+
+    @property
     def informed(self) -> set[str]:
         """The mixtures that train on held-out images: upper bounds and interpolations."""
         mixtures = {key: self.experiment.mixture(key) for key in self.mixtures}
@@ -101,6 +106,7 @@ class Study:
         return robustness_of_cells(
             self.summary,
             self.histories,
+            self.held_out,
             natural,
             resamples=settings.resamples,
             seed=settings.seed,
@@ -120,7 +126,7 @@ class Study:
         return paired_differences(
             self.summary,
             self.kinds,
-            {key: self._held_out(key) for key in self.mixtures},
+            self.held_out,
             answers,
             resamples=settings.resamples,
             seed=settings.seed,

@@ -160,8 +160,22 @@ def test_a_difference_of_one_seed_is_that_of_the_same_images() -> None:
     assert "the same for both" in table.caption
 
 
+def test_seeds_that_agree_make_no_difference_clear() -> None:
+    # One image more each: nothing is known of how a third seed would do.
+    values = {"a": [0.0, 0.1], "b": [0.005, 0.105]}
+    summary = [
+        cell(key, value, seed=seed) for key, of in values.items() for seed, value in enumerate(of)
+    ]
+    same = dict.fromkeys("ab", frozenset({0}))
+    found = paired_differences(summary, {}, same, lambda _: pd.DataFrame())
+    assert found[["low", "high"]].iloc[0].isna().all()
+    (rows,) = [table.rows for table in difference_tables(found)]
+    entry = rows[0][1]
+    assert (entry.text, entry.note, entry.shade) == ("+0.5", "", 0)
+
+
 def test_a_difference_of_several_seeds_pairs_them() -> None:
-    values = {"a": [0.1, 0.3], "b": [0.3, 0.5]}
+    values = {"a": [0.1, 0.3], "b": [0.3, 0.501]}
     summary = [
         cell(key, value, seed=seed) for key, of in values.items() for seed, value in enumerate(of)
     ]
@@ -170,12 +184,12 @@ def test_a_difference_of_several_seeds_pairs_them() -> None:
         raise AssertionError(f"answers of {run} are not needed")
 
     found = paired_differences(summary, {}, dict.fromkeys("ab", frozenset({0})), unread)
-    wanted = paired_over_seeds({0: 0.1, 1: 0.3}, {0: 0.3, 1: 0.5})
+    wanted = paired_over_seeds({0: 0.1, 1: 0.3}, {0: 0.3, 1: 0.501})
     assert found["over"].tolist() == ["seeds", "seeds"]
     assert found[["estimate", "low", "high"]].iloc[0].tolist() == pytest.approx(
         [wanted.estimate, wanted.low, wanted.high]
     )
-    # Both differ by the same, so the interval has no width, and leaves out zero.
+    # Both differ by nearly the same, so the interval is short, and leaves out zero.
     (table,) = difference_tables(found)
     assert table.rows[0][1].shade > 0
     assert table.rows[0][2].shade == 0

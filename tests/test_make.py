@@ -46,6 +46,26 @@ def test_base_rows_come_first_then_the_domains_then_imagenet_sketch(tmp_path: Pa
     assert len(rows["domains"]) == 3 * 3 * 4 - 4 - 4
 
 
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+@pytest.mark.parametrize("params", [{"kind": "leave_out_domain"}, {}])
+def test_sketches_of_a_held_out_class_are_not_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any], protocol: str
+) -> None:
+    # A class that ImageNet has and DomainNet has not, in a corpus of other classes.
+    monkeypatch.setattr(Corpora, "classes", ("ant", "bee", "Fire salamander"))
+    corpora = Corpora(tmp_path)
+    both = {"protocol": protocol, "add_sketches": True, "held_out": ["Fire salamander"]}
+    held_out = corpora.mixture(**params, **both)
+    informed = corpora.mixture(**both, include_test_classes=True)
+    other = corpora.mixture(**params, **both | {"held_out": ["ant"]})
+    rows = {}
+    for mixture, name in ((held_out, "held_out"), (informed, "informed"), (other, "other")):
+        make_mixture(corpora.index(), mixture, tmp_path / name)
+        rows[name] = read_mixture(tmp_path / name).rows("train")["imagenet_sketch"].tolist()
+    # Two of each of two synsets, fire salamanders first.
+    assert rows == {"held_out": [2, 3], "informed": [0, 1, 2, 3], "other": [0, 1, 2, 3]}
+
+
 def test_without_imagenet_sketch_the_rows_are_those_of_the_rule(tmp_path: Path) -> None:
     corpora = Corpora(tmp_path)
     indices = corpora.index()

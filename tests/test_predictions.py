@@ -178,6 +178,19 @@ def test_fewer_classes_than_places_leave_places_empty(
     assert ((table["rank"] == 0) == (table["prediction"] == table["class_id"])).all()
 
 
+def test_a_checkpoint_that_diverged_is_named(images: EvaluationSet, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = create_classifier(create_clip("sample-RN"), 7)
+    with torch.no_grad():
+        classifier.head.bias[1002] = torch.nan
+    save_checkpoint(tmp_path, 3, classifier)
+    supervised, found = SupervisedReader(create_clip("sample-RN"), 7), list_checkpoints(tmp_path)
+    count = len(images.frame)
+    said = rf"epoch_003.safetensors: {count} of {count} images have scores not finite, of domains; "
+    with pytest.raises(UserError, match=said + ".* try fp32"):
+        predict_checkpoints(supervised, found, images, decoded(images, 64), False)
+
+
 def test_a_classifier_ranks_the_classes_of_the_domains_alone(
     images: EvaluationSet, tmp_path: Path
 ) -> None:

@@ -76,8 +76,18 @@ NATURAL = [(1 / 9, 8 / 9), (0.25, 0.25), (0.5, 0.75), (0.75, 0.75)]
 OTHER = [(0.5, 0.5), (0.25, 0.9)]
 
 
+class Same(dict[str, frozenset[int]]):
+    """All mixtures hold the same classes out."""
+
+    def __missing__(self, mixture: str) -> frozenset[int]:
+        return frozenset({1, 2})
+
+
+SAME = Same()
+
+
 def table(runs: Mapping[str, Sequence[Point]], **options: Any) -> pd.DataFrame:
-    return robustness_of_cells(*study(runs), ["natural"], **options)
+    return robustness_of_cells(*study(runs), SAME, ["natural"], **options)
 
 
 def test_the_line_is_that_of_the_trained_natural_checkpoints() -> None:
@@ -124,7 +134,7 @@ def test_none_correct_is_half_an_image() -> None:
 
 
 def test_without_a_natural_mixture_there_is_no_line() -> None:
-    found = robustness_of_cells(*study({"other": OTHER}), [])
+    found = robustness_of_cells(*study({"other": OTHER}), SAME, [])
     assert found[["predicted", "effective_robustness", "low", "high"]].isna().all(axis=None)
     assert found["note"].unique().tolist() == [
         "no checkpoint of a natural-only mixture was tested on the same images"
@@ -156,7 +166,7 @@ def test_other_test_images_have_a_line_of_their_own() -> None:
     fewer[1]["fewer"] = fewer[1].pop("natural-rn-s0-sketch")
     cells = [*sketch[0], *clipart[0], *fewer[0]]
     histories = {**sketch[1], **clipart[1], **fewer[1]}
-    found = robustness_of_cells(cells, histories, ["natural"])
+    found = robustness_of_cells(cells, histories, SAME, ["natural"])
     alone = table(runs)
     columns = ["predicted", "effective_robustness", "low", "high"]
     pd.testing.assert_frame_equal(found.loc[:5, columns], alone[columns])
@@ -184,21 +194,63 @@ def test_the_natural_domain_has_the_name_it_is_given() -> None:
     cells, histories = study({"natural": NATURAL})
     for point in histories["natural-rn-s0-sketch"]:
         point["accuracies"]["photo"] = point["accuracies"].pop("real")
-    found = robustness_of_cells(cells, histories, ["natural"], reference="photo")
+    found = robustness_of_cells(cells, histories, SAME, ["natural"], reference="photo")
     assert found["in_distribution"].iloc[-1] == 0.75
     with pytest.raises(UserError, match="epoch 0: no accuracy on seen classes in real"):
-        robustness_of_cells(cells, histories, ["natural"])
+        robustness_of_cells(cells, histories, SAME, ["natural"])
 
 
 def test_runs_that_were_not_evaluated_are_named() -> None:
     cells, histories = study({"natural": NATURAL})
     with pytest.raises(UserError, match="run 'natural-rn-s0-sketch': no history"):
-        robustness_of_cells(cells, {}, ["natural"])
+        robustness_of_cells(cells, {}, SAME, ["natural"])
     del histories["natural-rn-s0-sketch"][0]["accuracies"]["sketch"]["held_out"]
     with pytest.raises(UserError, match="epoch 30: no accuracy on held-out classes"):
-        robustness_of_cells(cells, histories, ["natural"])
+        robustness_of_cells(cells, histories, SAME, ["natural"])
     with pytest.raises(UserError, match="no cells"):
-        robustness_of_cells([], {}, ["natural"])
+        robustness_of_cells([], {}, SAME, ["natural"])
+
+
+def test_the_accuracy_s_own_error_counts_beside_the_line_s() -> None:
+    runs = {"other": OTHER, "natural": NATURAL}
+    of_line = table(runs)
+    cells, histories = study(runs)
+    for history in histories.values():
+        for point in history:
+            found = point["accuracies"]["sketch"]["held_out"]["balanced"]
+            found |= {"low": found["estimate"] - 0.03, "high": found["estimate"] + 0.04}
+    # One without an interval of its own is left with the line's.
+    histories["other-rn-s0-sketch"][0]["accuracies"]["sketch"]["held_out"]["balanced"]["low"] = None
+    found = robustness_of_cells(cells, histories, SAME, ["natural"])
+    middle = found["effective_robustness"]
+    pd.testing.assert_series_equal(middle, of_line["effective_robustness"])
+    own = np.where((found["run"] == "other-rn-s0-sketch") & found["last"], 0, 0.03)
+    expected = np.sqrt(own**2 + (middle - of_line["low"]) ** 2)
+    assert (middle - found["low"]).tolist() == pytest.approx(expected.tolist())
+    expected = np.sqrt(0.04**2 + (of_line["high"] - middle) ** 2)
+    assert (found["high"] - middle).tolist() == pytest.approx(expected.tolist())
+
+
+def test_mixtures_that_hold_out_other_classes_have_lines_of_their_own() -> None:
+    # The same domain and as many images, but another, harder list.
+    hard = [(0.5, 0.1), (0.25, 0.05), (0.5, 0.06), (0.75, 0.1)]
+    runs = {"natural": NATURAL, "other": OTHER, "natural-hard": hard, "other-hard": hard}
+    lists = {name: frozenset({3} if "hard" in name else {1, 2}) for name in runs}
+    baselines = ["natural", "natural-hard"]
+    found = robustness_of_cells(*study(runs), lists, baselines)
+    assert found["held_out_list"].tolist() == 6 * [0] + 8 * [1]
+    columns = ["predicted", "effective_robustness", "low", "high"]
+    for part, names in ((found[:6], list(runs)[:2]), (found[6:], list(runs)[2:])):
+        alone = robustness_of_cells(*study({name: runs[name] for name in names}), SAME, baselines)
+        pd.testing.assert_frame_equal(part[columns].reset_index(drop=True), alone[columns])
+    titles = [ax.get_title("left") for ax in robustness_figure(found).axes]
+    assert titles == [
+        f"Test domain: sketch, 99 held-out images of list {number}" for number in (1, 2)
+    ]
+    without = robustness_of_cells(*study(runs), lists, ["natural"])
+    note = robustness_blocks(without)[1]
+    assert isinstance(note, Paragraph)
+    assert note.text.startswith("No line for 99 held-out images of list 2 in sketch: ")
 
 
 def test_line_and_band_are_those_of_the_table() -> None:
@@ -251,10 +303,10 @@ def test_where_there_is_no_line_the_table_says_why() -> None:
 def test_of_several_sets_of_test_images_those_without_a_line_are_named() -> None:
     cells, histories = study({"natural": NATURAL})
     others, further = study({"natural": NATURAL[:2]}, test_domain="clipart", images=7)
-    found = robustness_of_cells([*cells, *others], {**histories, **further}, ["natural"])
+    found = robustness_of_cells([*cells, *others], {**histories, **further}, SAME, ["natural"])
     _, note = robustness_blocks(found)
     why = "1 checkpoint of natural-only mixtures; a line takes 3"
-    assert note == Paragraph(f"No line for the 7 held-out images in clipart: {why}.")
+    assert note == Paragraph(f"No line for 7 held-out images in clipart: {why}.")
 
 
 # The figure

@@ -197,6 +197,17 @@ def test_bootstrap_over_few_seeds_is_shorter_than_the_t_interval() -> None:
     assert normal.low < resampled.low < resampled.high < normal.high
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [1 / 3, 0.1 + 7 / 30]])
+def test_seeds_that_agree_show_no_scatter(values: list[float]) -> None:
+    for interval in (mean_over_seeds(values), bootstrap_over_seeds(values)):
+        assert (interval.estimate, interval.n) == (pytest.approx(values[0]), len(values))
+        assert math.isnan(interval.low)
+        assert math.isnan(interval.high)
+    # The least that accuracies differ by is seen: an image of a class, averaged over classes.
+    least = mean_over_seeds([0.5, 0.5 + 1 / (345 * 1000)])
+    assert least.low < least.estimate < least.high
+
+
 def test_one_run_has_no_interval_by_any_method() -> None:
     for interval in (bootstrap_over_seeds([0.25]), paired_over_seeds({7: 0.5}, {7: 0.75})):
         assert (interval.estimate, interval.n) == (0.25, 1)
@@ -217,9 +228,10 @@ def test_paired_over_seeds_by_hand() -> None:
 
 def test_pairing_over_seeds_gains_from_what_a_seed_does_to_both() -> None:
     first = {0: 0.2, 1: 0.5, 2: 0.8}
-    second = {seed: value + 0.1 for seed, value in first.items()}
+    second = {seed: value + 0.1 + seed / 1000 for seed, value in first.items()}
     interval = paired_over_seeds(first, second)
-    assert [interval.low, interval.high] == pytest.approx([0.1, 0.1])
+    half = 4.302653 * 0.001 / math.sqrt(3)
+    assert [interval.low, interval.high] == pytest.approx([0.101 - half, 0.101 + half])
     assert mean_over_seeds(list(second.values())).low < 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -17,9 +17,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from tqdm import tqdm
 
+from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation.pixels import pack
 from clip_mixtures.evaluation.readers import Reader
 from clip_mixtures.evaluation.zero_shot import rank
@@ -147,7 +147,7 @@ def predict_checkpoints(
         the true class if it is among the first five (0 is best), else -1.
 
     Raises:
-        UserError: for a checkpoint that cannot be loaded.
+        UserError: for a checkpoint that cannot be loaded or whose scores are not finite.
         ValueError: when the portions are not the whole set.
     """
     labels = images.frame["class_id"].to_numpy(dtype=np.int32)
@@ -164,7 +164,7 @@ def predict_checkpoints(
             for number, path in enumerate(checkpoints.values()):
                 reader.load(path)
                 # With fewer classes than places the last places stay empty.
-                ranked = rank(_scores(reader, images.name), reader.model, pixels, TOP)
+                ranked = _ranked(reader, path, images.name, pixels)
                 best[number, portion, : ranked.shape[1]] = ranked
                 bar.update(len(pixels))
             seen += len(pixels)
@@ -173,8 +173,16 @@ def predict_checkpoints(
     return _table(list(checkpoints), images, labels, best)
 
 
-def _scores(reader: Reader, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda pixels: reader.logits(pixels, name)
+def _ranked(
+    reader: Reader, path: Path, name: str, pixels: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.int64]:
+    try:
+        return rank(lambda batch: reader.logits(batch, name), reader.model, pixels, TOP)
+    except FloatingPointError as error:
+        raise UserError(
+            f"{path}: {error}, of {name}; the training diverged, or evaluate.precision is too "
+            "coarse for it: try fp32"
+        ) from None
 
 
 def _table(

@@ -30,6 +30,9 @@ Average = Literal["balanced", "micro"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+# Seeds whose accuracies differ by less agree: one image of any test set is more.
+_AGREEING = 1e-9
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -181,8 +184,9 @@ def mean_over_seeds(values: Sequence[float], *, confidence: float = 0.95) -> Int
         confidence: coverage aimed at, between 0 and 1.
 
     Returns:
-        Mean and interval in the unit of ``values``; ``n`` is the number of seeds. With one seed
-        nothing is known of the scatter: ``low`` and ``high`` are NaN.
+        Mean and interval in the unit of ``values``; ``n`` is the number of seeds. One seed, or
+        seeds that agree to the last image, show nothing of the scatter: ``low`` and ``high`` are
+        NaN.
 
     Raises:
         ValueError: no values, a value that is not finite, or a confidence out of range.
@@ -190,8 +194,8 @@ def mean_over_seeds(values: Sequence[float], *, confidence: float = 0.95) -> Int
     _check_confidence(confidence)
     array = _one_a_seed(values)
     mean = float(array.mean())
-    if array.size == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+    if _show_no_scatter(array):
+        return Interval(mean, math.nan, math.nan, array.size)
     quantile = float(stats.t.ppf(0.5 + confidence / 2, df=array.size - 1))
     half = quantile * float(array.std(ddof=1)) / math.sqrt(array.size)
     return Interval(mean, mean - half, mean + half, array.size)
@@ -214,8 +218,9 @@ def bootstrap_over_seeds(
         seed: seed of the random generator, not of training; the same seed gives the same interval.
 
     Returns:
-        Mean and interval in the unit of ``values``; ``n`` is the number of seeds. With one seed
-        nothing is known of the scatter: ``low`` and ``high`` are NaN.
+        Mean and interval in the unit of ``values``; ``n`` is the number of seeds. One seed, or
+        seeds that agree to the last image, show nothing of the scatter: ``low`` and ``high`` are
+        NaN.
 
     Raises:
         ValueError: no values, a value that is not finite, or an option out of its range.
@@ -224,8 +229,8 @@ def bootstrap_over_seeds(
     # By value, so that the draws do not depend on the order of runs.
     array = np.sort(_one_a_seed(values))
     mean = float(array.mean())
-    if array.size == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+    if _show_no_scatter(array):
+        return Interval(mean, math.nan, math.nan, array.size)
     drawn = np.random.default_rng(seed).integers(array.size, size=(resamples, array.size))
     return _percentile(mean, array[drawn].mean(axis=1), confidence, array.size)
 
@@ -245,8 +250,8 @@ def paired_over_seeds(
         confidence: coverage aimed at, between 0 and 1.
 
     Returns:
-        Mean difference and interval; ``n`` is the number of seeds. With one seed ``low`` and
-        ``high`` are NaN.
+        Mean difference and interval; ``n`` is the number of seeds. With one seed, or where
+        all differ by the same, ``low`` and ``high`` are NaN.
 
     Raises:
         ValueError: seeds that only one of the two has, no seeds, a value that is not finite, or a
@@ -259,6 +264,10 @@ def paired_over_seeds(
         )
     differences = [values_b[seed] - values_a[seed] for seed in sorted(values_a)]
     return mean_over_seeds(differences, confidence=confidence)
+
+
+def _show_no_scatter(array: FloatArray) -> bool:
+    return array.size == 1 or bool(np.ptp(array) < _AGREEING)
 
 
 def _one_a_seed(values: Sequence[float]) -> FloatArray:

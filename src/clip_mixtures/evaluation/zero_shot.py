@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from clip_mixtures.corpora.captions import DOMAIN_ORDER
+from clip_mixtures.corpora.captions import DOMAIN_ORDER, DOMAIN_TERMS
 from clip_mixtures.evaluation.config import PROMPTS
 from clip_mixtures.evaluation.prompts import encode, prompts_of
 from clip_mixtures.mixtures.spec import NATURAL_DOMAIN
@@ -39,10 +40,10 @@ def prompt_templates(prompts: str, protocol: str = "corrected") -> list[Template
     """Return the templates of a set of prompts.
 
     Args:
-        prompts: one of :data:`PROMPTS`. "all" are the 86; "domain_invariant" leaves out the 10 that
-            name a domain other than natural images.
-        protocol: "published" takes exactly these 10 for "domain_invariant", as the published filter
-            does, which is inverted.
+        prompts: one of :data:`PROMPTS`. "all" are the 86; "domain_invariant" leaves out the 16 that
+            name a domain other than natural images with one of the words that captions have for it.
+        protocol: "published" takes for "domain_invariant" exactly the 10 that have a domain's own
+            name, as the published filter does, which is inverted and knows no other words.
 
     Raises:
         ValueError: for an unknown set of prompts.
@@ -52,13 +53,15 @@ def prompt_templates(prompts: str, protocol: str = "corrected") -> list[Template
         return templates
     if prompts != "domain_invariant":
         raise ValueError(f"prompts is {prompts!r}; allowed: {', '.join(PROMPTS)}")
-    kept = protocol == "published"
-    return [template for template in templates if _names_a_domain(template) == kept]
+    drawn = [domain for domain in DOMAIN_ORDER if domain != NATURAL_DOMAIN]
+    if protocol == "published":
+        return [template for template in templates if _names_one_of(drawn, template)]
+    words = [word for domain in drawn for word in (domain, *DOMAIN_TERMS[domain])]
+    return [template for template in templates if not _names_one_of(words, template)]
 
 
-def _names_a_domain(template: Template) -> bool:
-    text = fill(template, "")
-    return any(domain in text for domain in DOMAIN_ORDER if domain != NATURAL_DOMAIN)
+def _names_one_of(words: Sequence[str], template: Template) -> bool:
+    return re.search(rf"\b({'|'.join(words)})\b", fill(template, "")) is not None
 
 
 def fill(template: Template, class_name: str) -> str:
@@ -173,17 +176,28 @@ def rank(
 
     Returns:
         (N, min(count, C)) int64, best first; of equal ones the first.
+
+    Raises:
+        FloatingPointError: for scores that are not finite; they would sort as the best.
     """
     device = _device(model.network)
-    best = []
+    best, usable = [], []
     size = IMAGE_BATCH if device.type == "cuda" else CPU_IMAGE_BATCH
     for start in range(0, len(images), size):
         batch = torch.from_numpy(np.array(images[start : start + size])).to(device)
         scores = logits(normalise(to_pixels(batch), model))
         order = scores.sort(dim=1, descending=True, stable=True).indices
         best.append(order[:, :count])
+        usable.append(scores.isfinite().all(dim=1))
     # Brought over once: a GPU is waited for each time.
+    _check_finite(torch.cat(usable).cpu().numpy())
     return torch.cat(best).cpu().numpy()
+
+
+def _check_finite(usable: npt.NDArray[np.bool_]) -> None:
+    if not usable.all():
+        wrong = int((~usable).sum())
+        raise FloatingPointError(f"{wrong:,} of {len(usable):,} images have scores not finite")
 
 
 def _device(model: Any) -> torch.device:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from clip_mixtures.corpora.captions import DOMAIN_ORDER
@@ -20,7 +21,7 @@ from clip_mixtures.corpora.imagenet_sketch import without_counterpart
 from clip_mixtures.corpora.sources import NO_BASE
 from clip_mixtures.errors import UserError, unknown
 from clip_mixtures.files import atomic_write_json, atomic_write_text
-from clip_mixtures.index import BASE_PREFIX, Rows, base_sets, read_index
+from clip_mixtures.index import BASE_PREFIX, Index, Rows, base_sets, read_index
 from clip_mixtures.mixtures.audit import (
     audit,
     check_report,
@@ -129,10 +130,20 @@ def _choose(
                 f"{path}: absent, and mixtures.{mixture.key} takes ImageNet-Sketch; index it first"
             )
         indices[SKETCHES] = path
-        added = np.flatnonzero(without_counterpart(read_index(path), mixture.protocol))
+        added = np.flatnonzero(_fitting(read_index(path), mixture))
         train = splits["train"]
         train[DOMAINS], train[SKETCHES] = exchange(frame, chosen.train, mixture, added)
     return indices, splits
+
+
+def _fitting(sketches: Index, mixture: Mixture) -> npt.NDArray[np.bool_]:
+    """Tell which sketches of ImageNet a mixture may take, (N,)."""
+    fitting = without_counterpart(sketches, mixture.protocol)
+    if mixture.include_test_classes or mixture.allow:
+        return fitting
+    # Classes of domains other than DomainNet's have counterparts that the filter does not know.
+    held_out = {name.lower() for name in mixture.held_out}
+    return fitting & ~sketches.frame["class_name"].str.lower().isin(held_out).to_numpy(dtype=bool)
 
 
 def _base_of(index_folder: Path, mixture: Mixture) -> Path | None:

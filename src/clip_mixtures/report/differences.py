@@ -198,7 +198,7 @@ def _entry(found: Mapping[Any, Any] | None) -> Entry:
         return Entry(MISSING)
     middle, low, high = (100 * float(found[name]) for name in ("estimate", "low", "high"))
     clear = low > 0 or high < 0
-    note = f"[{low:+.1f}, {high:+.1f}]"
+    note = "" if math.isnan(low) else f"[{low:+.1f}, {high:+.1f}]"
     return Entry(f"{middle:+.1f}", round(middle, 4), note, shade=_CLEAR if clear else 0)
 
 

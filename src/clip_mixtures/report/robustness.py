@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from clip_mixtures.errors import UserError
@@ -22,6 +23,7 @@ from clip_mixtures.report.tables import (
     Cell,
     Summary,
     check_summary,
+    distinct,
     interval_of,
     percent,
 )
@@ -29,9 +31,10 @@ from clip_mixtures.report.tables import (
 # A line and the scatter around it take three points.
 FEWEST = 3
 # Checkpoints that agree in these were tested on the same images.
-TESTED = ["test_domain", "in_images", "out_images"]
+TESTED = ["test_domain", "held_out_list", "in_images", "out_images"]
 _IN, _OUT = "in_distribution", "out_of_distribution"
 _OF_LINE = ["predicted", "effective_robustness", "low", "high"]
+_OWN = ["out_low", "out_high"]  # the ends of the held-out accuracy's own interval
 _HEADER = (
     "Seen, natural", "Held-out, test domain", "Line of natural-only", "Effective robustness",
 )  # fmt: skip
@@ -41,6 +44,7 @@ _COLUMNS = [*TESTED, "run", "mixture", "model", "last", _IN, _OUT, *_OF_LINE, "b
 def robustness_of_cells(
     summary: Summary,
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    held_out: Mapping[str, frozenset[int]],
     baseline_mixtures: Collection[str],
     *,
     reference: str = REFERENCE_DOMAIN,
@@ -51,14 +55,19 @@ def robustness_of_cells(
 
     Accuracies are averaged over classes. The line is fitted to the trained checkpoints (epoch 1 or
     later) of the baseline mixtures, for each set of test images apart. Accuracies of 0 and 1 are
-    taken to be half an image away from it. The intervals are bootstrap intervals over the
-    checkpoints of the baseline; those of one run resemble each other, so they are too short rather
-    than too long.
+    taken to be half an image away from it.
+
+    The intervals put two errors together, that of the held-out accuracy and that of the line, as
+    Newcombe (1998, Statistics in Medicine 17, 873-890) does for a difference of two proportions.
+    The accuracy's is that of its own interval, over classes and test images; where a checkpoint has
+    none, the line's alone is left. The line's comes from a bootstrap over the checkpoints of the
+    baseline; those of one run resemble each other, so it is too small rather than too large.
 
     Args:
         summary: the cells, see :mod:`clip_mixtures.report.tables`.
         histories: for each run its evaluated checkpoints, mappings with ``epoch`` (int) and
             ``accuracies`` (nested as in a cell), in any order.
+        held_out: the class ids that each mixture holds out.
         baseline_mixtures: the mixtures of natural images alone.
         reference: the domain of natural images.
         resamples: of the bootstrap.
@@ -68,7 +77,8 @@ def robustness_of_cells(
         A row a checkpoint, runs in the order of the summary, epochs rising: ``run``, ``mixture``,
         ``model``, ``seed``, ``test_domain``, ``epoch``, ``last`` (whether it is the run's last),
         ``in_distribution`` (seen classes, natural images), ``out_of_distribution`` (held-out
-        classes, test domain), ``in_images``, ``out_images``, ``predicted`` (by the line),
+        classes, test domain), ``held_out_list`` (from 0: checkpoints with the same number hold the
+        same classes out), ``in_images``, ``out_images``, ``predicted`` (by the line),
         ``effective_robustness``, ``low``, ``high`` (fractions; NaN where there is no line),
         ``baseline`` (whether the line is fitted to it) and ``note`` (why there is no line, or
         nothing).
@@ -78,11 +88,15 @@ def robustness_of_cells(
             accuracies.
     """
     check_summary(summary)
-    rows = [row for cell in summary for row in _rows(cell, histories, reference)]
-    table = pd.DataFrame(rows)
+    lists = distinct(held_out[cell["mixture"]] for cell in summary)
+    table = pd.DataFrame(
+        {**row, "held_out_list": lists.index(held_out[row["mixture"]])}
+        for cell in summary
+        for row in _rows(cell, histories, reference)
+    )
     table["baseline"] = table["mixture"].isin(list(baseline_mixtures)) & (table["epoch"] > 0)
     parts = [_against_line(part, resamples, seed) for _, part in table.groupby(TESTED, sort=False)]
-    return pd.concat(parts).sort_index()
+    return pd.concat(parts).sort_index().drop(columns=_OWN)
 
 
 def _rows(
@@ -108,6 +122,7 @@ def _rows(
             _OUT: outside["estimate"],
             "in_images": inside["n"],
             "out_images": outside["n"],
+            **{name: outside.get(end) for name, end in zip(_OWN, ("low", "high"), strict=True)},
         }
 
 
@@ -118,11 +133,21 @@ def _against_line(part: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame
     if not note:
         try:
             found = _table(part, list(baseline), resamples, seed)
-            return part.join(found[_OF_LINE]).assign(note="")
+            return _with_own_error(part.join(found[_OF_LINE])).assign(note="")
         except UserError as error:
             # The accuracies of the baseline determine no line.
             note = str(error)
     return part.assign(**dict.fromkeys(_OF_LINE, math.nan), note=note)
+
+
+def _with_own_error(part: pd.DataFrame) -> pd.DataFrame:
+    """Put the error of each held-out accuracy to that of the line."""
+    middle, own = part["effective_robustness"], part[_OUT]
+    low, high = (part[name].astype(float).fillna(own) for name in _OWN)
+    return part.assign(
+        low=middle - np.hypot(middle - part["low"], own - low),
+        high=middle + np.hypot(part["high"] - middle, high - own),
+    )
 
 
 def _table(
@@ -154,8 +179,8 @@ def robustness_blocks(table: pd.DataFrame) -> tuple[Table | Paragraph, ...]:
     caption = (
         "Accuracy in percent on seen classes in natural images and on held-out classes in the test "
         "domain; what the line through the natural-only checkpoints gives a model that is as good "
-        "on natural images; and how many points the model lies above it, with the 95 % interval "
-        "over the checkpoints of the line."
+        "on natural images; and how many points the model lies above it, with a 95 % interval over "
+        "classes and test images and over the checkpoints of the line."
     )
     return (Table("Effective robustness by run", caption, columns, rows), *_missing_lines(last))
 
@@ -165,8 +190,24 @@ def _missing_lines(last: pd.DataFrame) -> Iterator[Paragraph]:
     tested = [part.iloc[0] for _, part in last.groupby(TESTED, sort=False)]
     for first in tested:
         if first["note"]:
-            among = f" for the {first['out_images']} held-out images in {first['test_domain']}"
+            among = f" for {images_of(first, tested)} in {first['test_domain']}"
             yield Paragraph(f"No line{among if len(tested) > 1 else ''}: {first['note']}.")
+
+
+def images_of(one: pd.Series, tested: Sequence[pd.Series]) -> str:
+    """Name a set of test images among several: by its size, and by its list if that is not enough.
+
+    Args:
+        one: any row of the set.
+        tested: a row of every set, this one included.
+    """
+    name = f"{int(one['out_images']):,} held-out images"
+    alike = [
+        other
+        for other in tested
+        if all(other[key] == one[key] for key in TESTED if key != "held_out_list")
+    ]
+    return name if len(alike) == 1 else f"{name} of list {one['held_out_list'] + 1}"
 
 
 def _numbers(row: Mapping[Hashable, Any]) -> list[Entry]:

@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 
 from clip_mixtures.evaluation.robustness import inverse_logit, logit
 from clip_mixtures.report.figures import MARKERS
-from clip_mixtures.report.robustness import TESTED, check_robustness, line_of
+from clip_mixtures.report.robustness import TESTED, check_robustness, images_of, line_of
 from clip_mixtures.report.style import COLUMN_WIDTH, NEUTRAL, colours, figure_style
 from clip_mixtures.report.tables import distinct
 
@@ -171,7 +171,8 @@ def _title(part: pd.DataFrame, panels: list[pd.DataFrame]) -> str:
     alike = sum(each["test_domain"].iloc[0] == domain for each in panels)
     if alike == 1:
         return f"Test domain: {domain}"
-    return f"Test domain: {domain}, {int(part['out_images'].iloc[0]):,} held-out images"
+    named = images_of(part.iloc[0], [each.iloc[0] for each in panels])
+    return f"Test domain: {domain}, {named}"
 
 
 def _legend(

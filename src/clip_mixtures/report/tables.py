@@ -152,26 +152,34 @@ def counts_table(counts: pd.DataFrame) -> Table:
 def headline(
     summary: Summary,
     kinds: Mapping[str, str] | None = None,
+    held_out: Mapping[str, frozenset[int]] | None = None,
     informed: Collection[str] = (),
+    *,
+    reference: str = REFERENCE_DOMAIN,
 ) -> dict[str, float]:
     """Reduce a study to a few numbers whose names stay the same whatever the mixtures are called.
 
     Accuracies are balanced, in each cell's own test domain. The gains compare kinds of mixtures
-    for the same test domain and model, each averaged over mixtures of the kind and seeds, and
-    then averaged over test domains and models; so a kind that was trained on easier domains only
-    gains nothing by it.
+    for the same test domain, held-out classes and model, each averaged over mixtures of the kind
+    and seeds, and then averaged over test domains, lists of classes and models; so a kind that was
+    trained on easier domains only gains nothing by it. The gap is that of the CG mixtures, which
+    know the test domain, from seen to held-out classes in it; less the same difference in natural
+    images, where nothing is held out, so that it is none of harder classes. Where natural images
+    are the test domain there is none.
 
     Args:
         summary: the cells, see the module's docstring.
         kinds: the kind of each mixture: ``natural_only``, ``leave_out_domain``,
             ``cg_low_diversity`` or ``cg_high_diversity``. Without it there are no gains.
+        held_out: the class ids that each mixture holds out; without it, the same for all.
         informed: mixtures that train on held-out images (upper bounds and interpolations); they
             count as cells, and in no other number.
+        reference: the domain of natural images.
 
     Returns:
         ``cells`` (their number) and, as fractions rounded to 6 digits: ``best_held_out``,
-        ``mean_held_out``, ``mean_seen``, ``generalisation_gap`` (seen minus held-out, cells with
-        both), ``diversity_gain`` (high minus low diversity), ``gain_over_natural_only`` and
+        ``mean_held_out``, ``mean_seen``, ``generalisation_gap`` (seen minus held-out, see
+        above), ``diversity_gain`` (high minus low diversity), ``gain_over_natural_only`` and
         ``gain_over_leave_out_domain`` (high diversity minus that kind). A number that cannot be
         computed has no key.
 
@@ -179,17 +187,19 @@ def headline(
         UserError: as ``cells_frame``.
     """
     frame = cells_frame(summary)
-    frame = frame[(frame["domain"] == frame["test_domain"]) & (frame["average"] == AVERAGE)]
-    keys = ["run", "mixture", "model", "seed", "test_domain"]
-    cells = frame.set_index([*keys, "group"])["estimate"].unstack("group").reset_index()
-    cells = cells.reindex(columns=[*keys, "held_out", "seen"])
-    cells = cells[~cells["mixture"].isin(list(informed))]
+    frame = frame[(frame["average"] == AVERAGE) & ~frame["mixture"].isin(list(informed))]
+    lists = distinct((held_out or {}).get(mixture) for mixture in frame["mixture"])
+    frame = frame.assign(
+        kind=[(kinds or {}).get(mixture, "") for mixture in frame["mixture"]],
+        list=[lists.index((held_out or {}).get(mixture)) for mixture in frame["mixture"]],
+    )
+    cells, natural = (_groups_in(frame, one) for one in (frame["test_domain"], reference))
     numbers = {
         "best_held_out": cells["held_out"].max(),
         "mean_held_out": cells["held_out"].mean(),
         "mean_seen": cells["seen"].mean(),
-        "generalisation_gap": (cells["seen"] - cells["held_out"]).mean(),
-        **_gains(cells, kinds or {}),
+        "generalisation_gap": _gap(cells[cells["test_domain"] != reference], natural),
+        **_gains(cells),
     }
     known = {key: round(float(value), _ROUNDED_TO) for key, value in numbers.items()}
     return {"cells": len(summary), **{key: v for key, v in known.items() if not pd.isna(v)}}
@@ -254,10 +264,23 @@ def escaped(text: object) -> str:
     return cleaned
 
 
-def _gains(cells: pd.DataFrame, kinds: Mapping[str, str]) -> dict[str, float]:
+def _groups_in(frame: pd.DataFrame, domain: str | pd.Series) -> pd.DataFrame:
+    """Put the accuracies on both groups of classes in a domain side by side, a row a run."""
+    keys = ["run", "mixture", "model", "seed", "test_domain", "kind", "list"]
+    part = frame[frame["domain"] == domain].set_index([*keys, "group"])["estimate"]
+    cells = part.unstack("group").reindex(columns=["held_out", "seen"])
+    return cells.reset_index().set_index("run", drop=False)
+
+
+def _gap(cells: pd.DataFrame, natural: pd.DataFrame) -> float:
+    trained = cells[cells["kind"].isin(["cg_low_diversity", "cg_high_diversity"])]
+    gaps, elsewhere = (part["seen"] - part["held_out"] for part in (trained, natural))
+    return float((gaps - elsewhere.reindex(gaps.index)).mean())
+
+
+def _gains(cells: pd.DataFrame) -> dict[str, float]:
     means = (
-        cells.assign(kind=[kinds.get(mixture, "") for mixture in cells["mixture"]])
-        .groupby(["test_domain", "model", "kind"])["held_out"]
+        cells.groupby(["test_domain", "list", "model", "kind"])["held_out"]
         .mean()
         .unstack("kind")
         .reindex(
