@@ -1,6 +1,7 @@
 """Check params.yaml and data/ before any work starts.
 
-python stages/check.py          parameters, and that the processes can share the batch
+python stages/check.py          parameters, the environment's numbers, and that the processes can
+                                share the batch
 python stages/check.py --data   also that data/ is what data.dvc pins and has the classes named
 python stages/check.py --mixture cg-low --model sample-rn    before training, also that the mixture,
                                 which must be built, has the images of a batch
@@ -9,18 +10,20 @@ python stages/check.py --mixture cg-low --model sample-rn    before training, al
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 from clip_mixtures.corpora.captions import class_name_of
 from clip_mixtures.corpora.indexing import domain_lists
+from clip_mixtures.environment import NPROC, NUMBERS, number_of
 from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.mixtures.store import count_rows
 from clip_mixtures.training.config import per_process_batch
 from experiment import BUILD, DATA, Experiment, load_experiment
-from mechanism_params import load_mechanisms
+from mechanism_params import Mechanisms, load_mechanisms
 
 
 @reports_user_errors
@@ -28,12 +31,15 @@ def main() -> None:
     """Exit with status 2 and one line when something is wrong."""
     args = _arguments()
     experiment = load_experiment()
-    _check_processes(experiment, os.environ.get("NPROC") or "1")
-    load_mechanisms(experiment)
+    for variable in NUMBERS:
+        number_of(variable)
+    _check_processes(experiment, number_of(NPROC) or 1)
+    mechanisms = load_mechanisms(experiment)
     if args.mixture:
         _check_images(experiment, args.mixture, args.model)
     if args.data:
-        _check_data(experiment)
+        _check_data()
+        _check_paths(experiment, mechanisms)
         load_experiment(class_names=_class_names(experiment))
     print("params.yaml and data/ are in order" if args.data else "params.yaml is in order")
 
@@ -51,11 +57,17 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _check_processes(experiment: Experiment, nproc: str) -> None:
-    if not nproc.isdecimal() or int(nproc) < 1:
-        raise UserError(f"NPROC: is {nproc!r}; allowed: a number of processes from 1")
-    for cell in experiment.cells:
-        per_process_batch(experiment.model(cell.model).recipe.global_batch_size, int(nproc))
+def _check_processes(experiment: Experiment, processes: int) -> None:
+    for key in dict.fromkeys(cell.model for cell in experiment.cells):
+        batch = experiment.model(key).recipe.global_batch_size
+        per_process_batch(batch, processes, _batch_of(experiment, key))
+
+
+def _batch_of(experiment: Experiment, model: str) -> str:
+    """Name the batch of a model, and where params.yaml says it."""
+    own = f"models.{model}.{'supervised' if experiment.model(model).is_supervised else 'train'}"
+    where = own if experiment.model(model).is_supervised else f"{own} or train"
+    return f"global_batch_size of model {model} ({where})"
 
 
 def _check_images(experiment: Experiment, mixture: str, model: str) -> None:
@@ -64,18 +76,36 @@ def _check_images(experiment: Experiment, mixture: str, model: str) -> None:
     Of a mixture a classifier has no more than these images: those with a label.
     """
     images = count_rows(BUILD / "mixtures" / experiment.mixture(mixture).key / "train.parquet")
-    chosen = experiment.model(model)
-    batch = chosen.recipe.global_batch_size
+    batch = experiment.model(model).recipe.global_batch_size
     if batch > images:
-        own = f"models.{model}.{'supervised' if chosen.is_supervised else 'train'}"
-        where = own if chosen.is_supervised else f"{own} or train"
         raise UserError(
-            f"global_batch_size of model {model} ({where}): {batch} is "
-            f"more than the {images} training images of mixture {mixture}; make it smaller"
+            f"{_batch_of(experiment, model)}: {batch} is more than the {images} training images of "
+            f"mixture {mixture}; make it smaller"
         )
 
 
-def _check_data(experiment: Experiment) -> None:
+def _check_paths(experiment: Experiment, mechanisms: Mechanisms) -> None:
+    sources = experiment.sources
+    named = {
+        "corpus.domains_root": experiment.domains.root,
+        **{
+            f"corpus.bases.{name}.{key}": value
+            for name, source in sources.bases.items()
+            for key, value in source.items()
+        },
+        **{
+            f"corpus.{key}": getattr(sources, key)
+            for key in (field.name for field in dataclasses.fields(sources))
+        },
+    }
+    if mechanisms.sharing.vocabulary not in ("none", "classes"):
+        named["mechanisms.sharing.vocabulary"] = Path(mechanisms.sharing.vocabulary)
+    for key, path in named.items():
+        if isinstance(path, Path) and not path.exists():
+            raise UserError(f"{key}: {path} is not there; put it there, or name what is")
+
+
+def _check_data() -> None:
     root = DATA
     if not root.is_dir():
         raise UserError(

@@ -86,7 +86,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="key under `models`; by default all of them")
     parser.add_argument("--global-batch", type=int, metavar="N", help="images a step")
     parser.add_argument(
-        "--images", type=int, default=DIFFERENT, metavar="N", help="different pictures to make"
+        "--images",
+        type=int,
+        default=DIFFERENT,
+        metavar="N",
+        help="different pictures to make (%(default)s)",
     )
     parser.add_argument(
         "--train-images",

@@ -180,6 +180,11 @@ def load_experiment(path: Path = PARAMS, class_names: Sequence[str] | None = Non
         for key, value in mapping(params["mixtures"], "mixtures").items()
     }
     for key, mixture in mixtures.items():
+        if mixture.takes_sketches and sources.imagenet_sketch is None:
+            raise UserError(
+                f"mixtures.{key}: takes ImageNet-Sketch; say under corpus.imagenet_sketch where it "
+                "is, or leave out add_sketches and mix_sketches"
+            )
         if mixture.base not in (None, NO_BASE, *sources.bases):
             names = [*sources.bases, NO_BASE]
             raise unknown("base set", mixture.base, names, f"mixtures.{key}.base")
@@ -211,7 +216,7 @@ def cell_of_arguments(description: str | None) -> Cell:
     )
     parser.add_argument("--mixture", required=True, help="key under `mixtures` in params.yaml")
     parser.add_argument("--model", required=True, help="key under `models` in params.yaml")
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="one of run.seeds, a whole number")
     args = parser.parse_args()
     return Cell(args.mixture, args.model, args.seed)
 
@@ -382,10 +387,14 @@ def _integer(params: Mapping[str, Any], name: str, where: str, minimum: int = 0)
 def _cells(
     run: Mapping[str, Any], mixtures: Mapping[str, Any], models: Mapping[str, Any]
 ) -> tuple[Cell, ...]:
-    for name in _RUN_KEYS:
-        values = run[name]
-        if not are_different(values, int if name == "seeds" else str):
-            raise UserError(f"run.{name}: is {values!r}, not a list of different entries")
+    examples = {"mixtures": next(iter(mixtures), ""), "models": next(iter(models), ""), "seeds": 0}
+    for name, example in examples.items():
+        if not are_different(run[name], type(example)):
+            what = "whole numbers" if name == "seeds" else "names"
+            raise UserError(
+                f"run.{name}: is {run[name]!r}; allowed: a list of one or more different {what}, "
+                f"such as [{example}]"
+            )
     for key in run["mixtures"]:
         if key not in mixtures:
             raise unknown("mixture", key, mixtures, "run.mixtures")

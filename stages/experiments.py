@@ -79,7 +79,7 @@ def _experiments(rev: str) -> list[Experiment]:
 
 def _chosen(experiments: list[Experiment], names: list[str], rev: str) -> list[Experiment]:
     there = {one.name: one for one in experiments[1:]}
-    for name in names:
+    for name in names if there else ():
         if name not in there:
             raise unknown("experiment", name, there, f"experiments of {rev}")
     if not there:

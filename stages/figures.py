@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="of figures; * stands for any")
-    parser.add_argument("--format", choices=FORMATS, default="pdf")
+    parser.add_argument("--format", choices=FORMATS, default="pdf", help="pdf (default) or png")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: scratch/figures")
     return parser.parse_args()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_mixtures.errors import UserError, unknown
+from clip_mixtures.errors import UserError
 from clip_mixtures.files import read_yaml
 from clip_mixtures.mechanisms.config import (
     CircuitsConfig,
@@ -68,7 +68,7 @@ def load_mechanisms(experiment: Experiment, path: Path = PARAMS) -> Mechanisms:
         UserError: naming the key, the value and what is allowed.
     """
     params = section(read_yaml(path), "mechanisms", _KEYS)
-    cells, models = experiment.cells, experiment.models
+    cells = experiment.cells
     cka = dict(mapping(params["cka"], "mechanisms.cka"))
     layers = cka.pop("layers", "all")
     if layers != "all" and not are_different(layers, str):
@@ -78,11 +78,7 @@ def load_mechanisms(experiment: Experiment, path: Path = PARAMS) -> Mechanisms:
         under_data(Path(sharing.vocabulary), "mechanisms.sharing.vocabulary")
     circuit_cells = _chosen_cells(params, cells, _CIRCUIT_CELLS)
     for cell in circuit_cells:
-        if models[cell.model].is_supervised:
-            raise UserError(
-                f"mechanisms.circuit_models: {cell.model!r} is a classifier; circuits are traced "
-                "from the cosine with a text, so choose models of CLIP"
-            )
+        check_traceable(experiment, cell.model, "mechanisms.circuit_models")
     return Mechanisms(
         cells=_chosen_cells(params, cells, _CELLS),
         embedding=settings_from_params(
@@ -98,6 +94,24 @@ def load_mechanisms(experiment: Experiment, path: Path = PARAMS) -> Mechanisms:
     )
 
 
+def check_traceable(experiment: Experiment, model: str, where: str) -> None:
+    """Refuse a model that has no circuits.
+
+    Args:
+        experiment: params.yaml.
+        model: its key.
+        where: what names it, for the message.
+
+    Raises:
+        UserError: for a classifier, or a model that there is not.
+    """
+    if experiment.model(model).is_supervised:
+        raise UserError(
+            f"{where}: {model!r} is a classifier; circuits are traced from the cosine with a text, "
+            "so choose models of CLIP"
+        )
+
+
 def _chosen_cells(
     params: Mapping[str, Any], cells: Sequence[Cell], keys: tuple[str, str]
 ) -> tuple[Cell, ...]:
@@ -106,11 +120,15 @@ def _chosen_cells(
     for key, name in zip(keys, ("model", "seed"), strict=True):
         allowed = list(dict.fromkeys(getattr(cell, name) for cell in cells))
         values = params[key]
-        if not isinstance(values, list) or len(set(values)) < len(values):
+        if values != [] and not are_different(values, type(allowed[0])):
             raise UserError(f"mechanisms.{key}: is {values!r}, not a list of some of {allowed}")
         for value in values:
             if value not in allowed:
-                raise unknown(name, value, allowed, f"mechanisms.{key}")
+                raise UserError(
+                    f"mechanisms.{key}: {name} {value} is not among those of run.{name}s "
+                    f"({', '.join(map(str, allowed))}); put it there, or leave it out here ([] "
+                    "looks into none)"
+                )
         chosen.append(values)
     models, seeds = chosen
     return tuple(cell for cell in cells if cell.model in models and cell.seed in seeds)

@@ -20,7 +20,9 @@ from timed import timed
 @timed
 def main() -> None:
     """Write build/mixtures/<mixture>/: rows, definition, counts and audit."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mixture", required=True, help="key under `mixtures` in params.yaml")
     args = parser.parse_args()
     classes = read_index(INDEX / "domains.parquet", columns=["class_id", "class_name"])

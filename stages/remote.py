@@ -176,7 +176,8 @@ def _parser() -> argparse.ArgumentParser:
             "targets", nargs="*", metavar="TARGET", help="cell, stage, output or .dvc file"
         )
         command.add_argument("--remote", metavar="NAME", help="another one than the default")
-        command.add_argument("--jobs", type=int, metavar="N", help="objects at a time")
+        usual = str(DEFAULT_JOBS) if name == "verify" else "DVC's own default"
+        command.add_argument("--jobs", type=int, metavar="N", help=f"objects at a time ({usual})")
         if name == "verify":
             command.add_argument(
                 "--repair", action="store_true", help="mend from the cache of this machine"

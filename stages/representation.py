@@ -36,11 +36,13 @@ def main() -> None:
     found = read_activations(ACTIVATIONS / cell.run)
     bootstrap = experiment.evaluate
     out = MECHANISMS / "representation" / cell.run
+    # Before the long work: names of layers are checked here.
+    means = found.means_of(settings.cka_layers)
     tables = represent(
         found, mixture.test_domain, settings.embedding, bootstrap.resamples, bootstrap.seed
     )
     tables["cka"] = cka_table(
-        found.means_of(settings.cka_layers),
+        means,
         found.domains,
         held_out,
         kernels=settings.cka.kernels,

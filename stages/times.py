@@ -74,7 +74,9 @@ def _duration(seconds: float) -> str:
 @reports_user_errors
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--price", type=float, help="of a GPU hour, in any currency")
     args = parser.parse_args()
     if args.price is not None and not 0 <= args.price < float("inf"):

@@ -1,6 +1,6 @@
 """Run the cells that are not done, several at a time, and end with one `dvc repro`.
 
-python stages/work.py                     # a worker for each GPU, or for each core
+python stages/work.py                     # a worker for each GPU, or without GPUs for each core
 python stages/work.py --workers 2 --gpus-per-worker 4
 
 Every worker has cores or GPUs to itself and takes one cell after another, from training to its last
@@ -138,9 +138,22 @@ def _run_all(experiment: Experiment, workers: int | None, gpus_per_worker: int) 
 @reports_user_errors
 def main() -> None:
     """Run the cells and bring the whole pipeline up to date."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--workers", type=int, help="how many cells at a time")
-    parser.add_argument("--gpus-per-worker", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="cells at a time (one a GPU; without GPUs one a core, at most four)",
+    )
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs of each worker (%(default)s)",
+    )
     args = parser.parse_args()
     for name in ("workers", "gpus_per_worker"):
         value = getattr(args, name)

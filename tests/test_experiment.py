@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.mixtures.spec import Checks
 from clip_mixtures.mixtures.store import write_rows
 from experiment import Cell, load_experiment
+from mechanism_params import load_mechanisms
 
 ROOT = Path(__file__).parent.parent
 PARAMS = ROOT / "params.yaml"
@@ -139,8 +141,14 @@ def test_the_studys_classes_need_not_be_listed(changed: Callable[[Change], Path]
     [
         (setting("run", "mixtures", to=["cg-hihg"]), r"run\.mixtures.*'cg-hihg'.*'cg-high'"),
         (setting("run", "models", to=["RN50"]), r"run\.models.*'RN50'"),
-        (setting("run", "seeds", to=[0, 0]), r"run\.seeds.*different entries"),
+        (setting("run", "seeds", to=[0, 0]), r"run\.seeds: .*whole numbers, such as \[0\]"),
         (setting("run", "seeds", to=["a"]), r"run\.seeds: is \['a'\]"),
+        (setting("run", "models", to=[]), r"run\.models: is \[\]; .* names, such as \[sample-rn\]"),
+        (
+            setting("mixtures", "cg-low", "add_sketches", to=True),
+            r"mixtures\.cg-low: takes ImageNet-Sketch; say under corpus\.imagenet_sketch",
+        ),
+        (setting("audit", "near_bits", to=65), r"^audit\.near_bits: is 65; allowed: 0 to 64"),
         (setting("run", "mixture", to=[]), r"run: unknown key 'mixture'"),
         (setting("run", "seeds", to=[[0]]), r"run\.seeds"),
         (setting("run", "seeds", to=[2**40]), r"run\.seeds"),
@@ -274,6 +282,71 @@ def test_a_mistake_is_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_experiment(changed(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            setting("mechanisms", "models", to=[["sample-rn"]]),
+            r"mechanisms\.models: is \[\['sample-rn'\]\], not a list of some of",
+        ),
+        (
+            setting("run", "models", to=["sample-classifier"]),
+            r"mechanisms\.circuit_models: model sample-rn is not among those of run\.models "
+            r"\(sample-classifier\); put it there, or leave it out here",
+        ),
+        (
+            setting("mechanisms", "circuit_seeds", to=[3]),
+            r"mechanisms\.circuit_seeds: seed 3 is not among those of run\.seeds \(0\)",
+        ),
+        (
+            setting("mechanisms", "circuit_models", to=["sample-classifier"]),
+            r"mechanisms\.circuit_models: 'sample-classifier' is a classifier",
+        ),
+        (
+            setting("mechanisms", "cka", "kernels", to=["poly"]),
+            r"^mechanisms\.cka\.kernels: unknown",
+        ),
+    ],
+)
+def test_a_mistake_in_what_is_looked_into_is_named(
+    changed: Callable[[Change], Path], change: Change, message: str
+) -> None:
+    path = changed(change)
+    with pytest.raises(UserError, match=message):
+        load_mechanisms(load_experiment(path), path)
+
+
+def test_nothing_need_be_looked_into(changed: Callable[[Change], Path]) -> None:
+    path = changed(
+        both(setting("mechanisms", "models", to=[]), setting("mechanisms", "circuit_models", to=[]))
+    )
+    found = load_mechanisms(load_experiment(path), path)
+    assert (found.cells, found.circuit_cells) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NPROC", "two", "NPROC: is 'two'; allowed: a number of processes from 1"),
+        ("NPROC", "0", "NPROC: is '0'"),
+        ("NPROC", "3", "global_batch_size of model sample-rn (models.sample-rn.train or train): "),
+        ("WORKERS", "-1", "WORKERS: is '-1'; allowed: a number of workers from 0"),
+        ("DEVICE_BATCH", "x", "DEVICE_BATCH: is 'x'; allowed: a number of images from 1"),
+        ("MEMORY_MIB", "lots", "MEMORY_MIB: is 'lots'; allowed: a number of MiB from 1"),
+    ],
+)
+def test_numbers_of_the_environment_are_checked_before_any_work(
+    variable: str, value: str, message: str
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "stages/check.py"], cwd=ROOT, env={**os.environ, variable: value},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_held_out_class_must_be_in_the_corpus() -> None:

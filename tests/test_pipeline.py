@@ -304,7 +304,20 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_training(
         env={**project.environment, "NPROC": "3"}, check=False,
     )  # fmt: skip
     assert result.returncode == 2
-    assert "train.global_batch_size: 8 cannot be shared by 3 processes" in result.stderr
+    assert "train): 8 cannot be shared by 3 processes; run with NPROC=2" in result.stderr
+
+
+def test_data_that_params_name_and_that_are_not_there_are_refused(project: Project) -> None:
+    before = (project.folder / "params.yaml").read_text()
+    sharing = {"protocol": "corrected", "vocabulary": "data/words.txt"}
+    try:
+        project.edit(mechanisms={"sharing": sharing})
+        check = project.run(sys.executable, "stages/check.py", "--data", check=False)
+    finally:
+        (project.folder / "params.yaml").write_text(before)
+    assert check.returncode == 2
+    said = "error: mechanisms.sharing.vocabulary: data/words.txt is not there; "
+    assert check.stderr.startswith(said), check.stderr
 
 
 def test_another_autoencoder_trains_no_network_again(project: Project) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -210,6 +212,7 @@ def test_what_the_user_set_stays(
         (8, 2, 3, 1, "", "--workers 3: there are 2 GPUs, 1 a worker; allowed: 1 to 2"),
         (8, 4, 3, 2, "", "--workers 3: there are 4 GPUs, 2 a worker; allowed: 1 to 2"),
         (8, 2, None, 3, "", "--gpus-per-worker 3: there are 2 GPUs; allowed: 1 to 2"),
+        (8, 0, None, 2, "", "--gpus-per-worker 2: no GPU is visible here"),
         (8, 4, None, 1, "4", "4 processes for the 1 GPUs of a worker.*--gpus-per-worker 4"),
     ],
 )
@@ -396,14 +399,11 @@ def test_what_a_killed_attempt_came_to_is_told_before_the_next(
 def test_cells_are_run_where_nothing_can_be_told(
     dvc: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise BrokenPipeError
-
     monkeypatch.setattr(workers, "_LOOK", 0.01)
     if broken == "screen":
-        for name in ("write", "update"):
-            monkeypatch.setattr(f"clip_mixtures.scheduling.telling.tqdm.{name}", refuse)
-        monkeypatch.setattr("clip_mixtures.scheduling.telling.tqdm.close", refuse_once)
+        screen = Breaking()
+        screen.is_broken = True
+        monkeypatch.setattr(sys, "stderr", screen)
     else:
         monkeypatch.setattr(Path, "open", refuse_reading(Path.open))
     for cell in CELLS[:2]:
@@ -412,11 +412,30 @@ def test_cells_are_run_where_nothing_can_be_told(
     assert [outcome.failure for outcome in outcomes] == ["", ""]
 
 
-def refuse_once(bar: Any) -> None:
-    if not bar.disable:
-        # It is closed again when it is forgotten.
-        bar.disable = True
-        raise BrokenPipeError
+class Breaking(io.StringIO):
+    """A pipe whose reader may go away."""
+
+    is_broken = False
+
+    def write(self, text: str) -> int:
+        if self.is_broken:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_screen_that_breaks_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Breaking()
+    monkeypatch.setattr(sys, "stderr", screen)
+    telling = Telling(3, "cell", re.compile("x"))
+    screen.is_broken = True
+    for name in ("one", "other"):
+        # Long enough after the last time for the bar to be drawn anew.
+        time.sleep(0.2)
+        thread = threading.Thread(target=telling.ends, args=(name, "done"), daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    telling.close()
 
 
 def refuse_reading(opens: Callable[..., Any]) -> Callable[..., Any]:

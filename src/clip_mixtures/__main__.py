@@ -18,7 +18,9 @@ from clip_mixtures.errors import reports_user_errors
 def parser() -> argparse.ArgumentParser:
     """Return the command line parser."""
     top = argparse.ArgumentParser(
-        prog="python -m clip_mixtures", description=__doc__.splitlines()[0]
+        prog="python -m clip_mixtures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
     for group in (sample, data, mixtures, checkpoints):

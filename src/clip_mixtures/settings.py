@@ -174,9 +174,9 @@ def _of_type(kind: Any, value: Any, where: str) -> Any:
 
 
 def _hint(value: Any) -> str:
-    """Explain a number that YAML took for text."""
+    """Explain a number that is text."""
     try:
         float(value)
     except (TypeError, ValueError):
         return ""
-    return " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
+    return f" (in quotes it is text; write {value})" if isinstance(value, str) else ""

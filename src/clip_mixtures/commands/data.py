@@ -127,7 +127,7 @@ def add_to(commands: Any) -> None:
     from clip_mixtures.corpora.download import datasets
 
     download = commands.add_parser("download", help="fetch a public corpus, or go on fetching it")
-    download.add_argument("dataset", choices=datasets())
+    download.add_argument("dataset", choices=datasets(), help="which corpus")
     download.add_argument("--out", type=Path, required=True, help="folder to put it in")
     download.add_argument("--only", nargs="+", metavar="FILE", help="these files alone")
     download.add_argument("--mirror", metavar="URL", help="where the files lie by their bare names")
@@ -147,7 +147,9 @@ def add_to(commands: Any) -> None:
         default=0.3,
         help="of --folders' images of a class in a domain, to the nearest number (%(default)s)",
     )
-    index.add_argument("--imagenet-captions", type=Path, metavar="JSON")
+    index.add_argument(
+        "--imagenet-captions", type=Path, metavar="JSON", help="the corpus' JSON of captions"
+    )
     index.add_argument("--imagenet-images", type=Path, help="tar or folder of its images")
     index.add_argument("--split-file", type=Path, help="JSON naming its train and val files")
     index.add_argument(
@@ -169,13 +171,22 @@ def add_to(commands: Any) -> None:
     index.add_argument("--imagenet-sketch", type=Path, help="folder or zip")
     index.add_argument("--imagenet-train", type=Path, help="tar of tars or folder")
     index.add_argument("--imagenet-validation", type=Path, help="tar or folder")
-    index.add_argument("--imagenet-labels", type=Path, help="devkit or CSV, for a flat tar")
+    index.add_argument(
+        "--imagenet-labels",
+        type=Path,
+        help="of --imagenet-validation: devkit or CSV, for a flat tar",
+    )
     index.set_defaults(run=_index)
 
     verify = commands.add_parser("verify", help="open every image once; list what is unreadable")
     verify.add_argument("--index", type=Path, required=True, help="an index or a folder of them")
     verify.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    verify.add_argument("--scratch", type=Path, default=Path("scratch") / "verification")
+    verify.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path("scratch") / "verification",
+        help="folder for what is unfinished (%(default)s)",
+    )
     verify.add_argument("--workers", type=int, help="processes to read with (all cores)")
     verify.add_argument(
         "--unreadable-share", type=float, default=0.001, help="more is an error (%(default)s)"

@@ -179,7 +179,9 @@ def add_to(commands: Any) -> None:
     """Add the commands to a parser's."""
     listing = commands.add_parser("mixtures", help="list mixtures and what makes them")
     listing.add_argument("--published", action="store_true", help="the study's 105")
-    listing.add_argument("--params", type=Path, default=DEFAULT_PARAMS)
+    listing.add_argument(
+        "--params", type=Path, default=DEFAULT_PARAMS, help="YAML with `mixtures` (%(default)s)"
+    )
     listing.set_defaults(run=_mixtures)
 
     mixture = commands.add_parser("mixture", help="choose the rows of one mixture")
@@ -187,7 +189,11 @@ def add_to(commands: Any) -> None:
     mixture.add_argument(
         "--mixture", required=True, metavar="KEY", help="key in params.yaml, or published name"
     )
-    mixture.add_argument("--params", type=Path, help="YAML with `mixtures` (and `test`)")
+    mixture.add_argument(
+        "--params",
+        type=Path,
+        help="YAML with `mixtures` (and `test`, `audit`); params.yaml, where there is one",
+    )
     mixture.add_argument("--out", type=Path, required=True, help="folder to make")
     _add_checks(mixture)
     mixture.set_defaults(run=_mixture)
@@ -200,8 +206,10 @@ def add_to(commands: Any) -> None:
 
     export = commands.add_parser("export", help="write a mixture as the published TSV")
     export.add_argument("--mixture", type=Path, required=True, help="folder of the mixture")
-    export.add_argument("--split", choices=("train", "val"), required=True)
-    export.add_argument("--out", type=Path, required=True, metavar="FILE.tsv")
+    export.add_argument(
+        "--split", choices=("train", "val"), required=True, help="training or validation rows"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE.tsv", help="file to write")
     export.add_argument(
         "--root",
         action="append",

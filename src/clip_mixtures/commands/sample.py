@@ -77,15 +77,28 @@ def add_to(commands: Any) -> None:
     sample.set_defaults(run=_sample)
 
     sheet = commands.add_parser("contact-sheet", help="draw images of each domain, to look at them")
-    sheet.add_argument("--index", type=Path, default=Path("build/index/domains.parquet"))
-    sheet.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="PNG to write")
+    sheet.add_argument(
+        "--index",
+        type=Path,
+        default=Path("build/index/domains.parquet"),
+        help="of the domains (%(default)s)",
+    )
+    sheet.add_argument(
+        "--out", type=Path, default=Path("contact_sheet.png"), help="PNG to write (%(default)s)"
+    )
     sheet.add_argument("--classes", nargs="+", metavar="NAME", help="class names (evenly chosen)")
-    sheet.add_argument("--rows", type=int, default=8, help="how many classes to choose")
-    sheet.add_argument("--each", type=int, default=1, help="images of each split")
+    sheet.add_argument(
+        "--rows", type=int, default=8, help="how many classes to choose (%(default)s)"
+    )
+    sheet.add_argument("--each", type=int, default=1, help="images of each split (%(default)s)")
     sheet.set_defaults(run=_contact_sheet)
 
     preset = commands.add_parser("preset", help="write a preset into params.yaml")
     preset.add_argument("name", help="small, sample, or another file of the presets folder")
-    preset.add_argument("--params", type=Path, default=Path("params.yaml"))
-    preset.add_argument("--folder", type=Path, default=Path("presets"))
+    preset.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="file to change (%(default)s)"
+    )
+    preset.add_argument(
+        "--folder", type=Path, default=Path("presets"), help="where presets lie (%(default)s)"
+    )
     preset.set_defaults(run=_preset)

@@ -67,10 +67,11 @@ class CkaConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range with a UserError."""
         for kernel in self.kernels:
-            OneOf(KERNELS).check(kernel, "cka.kernels")
+            OneOf(KERNELS).check(kernel, "mechanisms.cka.kernels")
         if not self.kernels or len(set(self.kernels)) < len(self.kernels):
             raise UserError(
-                f"cka.kernels: is {list(self.kernels)}; allowed: {' or '.join(KERNELS)} or both"
+                f"mechanisms.cka.kernels: is {list(self.kernels)}; allowed: "
+                f"{' or '.join(KERNELS)} or both"
             )
 
 
@@ -188,6 +189,6 @@ class CircuitsConfig:
         """Refuse a rule that the protocol does not have."""
         if self.protocol == "published" and self.rule not in (RULE_OF_PROTOCOL, "left"):
             raise UserError(
-                f"circuits.rule: is {self.rule!r}; protocol 'published' integrates by the left "
-                "rule alone"
+                f"mechanisms.circuits.rule: is {self.rule!r}; protocol 'published' integrates by "
+                "the left rule alone"
             )

@@ -132,7 +132,7 @@ class Checks:
 
     def __post_init__(self) -> None:
         if not 0 <= self.near_bits <= 64:
-            raise UserError(f"near_bits: is {self.near_bits}; allowed: 0 to 64")
+            raise UserError(f"audit.near_bits: is {self.near_bits}; allowed: 0 to 64")
 
 
 def mixture_from_params(

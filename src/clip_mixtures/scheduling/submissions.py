@@ -189,7 +189,7 @@ def read_queue() -> list[QueueEntry] | None:
         return None
     if answer.returncode:
         said = answer.stderr.strip().splitlines() or [f"status {answer.returncode}"]
-        raise UserError(f"squeue: {said[-1]}; is SLURM up? `sinfo`")
+        raise UserError(f"squeue: {said[-1].removeprefix('squeue: ')}; is SLURM up? `sinfo`")
     fields = [line.split("|", 3) for line in answer.stdout.splitlines()]
     return [QueueEntry(*(field.strip() for field in one)) for one in fields if len(one) == 4]
 

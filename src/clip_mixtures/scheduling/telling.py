@@ -13,6 +13,28 @@ from tqdm import tqdm
 from clip_mixtures.scheduling.logs import Follower
 
 
+class _Screen:
+    """Standard error, without a word where it takes no more.
+
+    tqdm never gives up its lock when a write of a bar fails, and everyone who speaks next waits for
+    it; so no write of a bar may fail.
+    """
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
 class Telling:
     """Tells how commands go, from any thread; where nobody can be told, they go on all the same.
 
@@ -23,7 +45,8 @@ class Telling:
     """
 
     def __init__(self, count: int, unit: str, begins: re.Pattern[str]) -> None:
-        self._bar = tqdm(total=count, desc=f"{unit}s", unit=unit)
+        self._screen = _Screen()
+        self._bar = tqdm(total=count, desc=f"{unit}s", unit=unit, file=self._screen)
         self._begins = begins
         self._followed: dict[str, Follower] = {}
         # Its own: a screen that takes no more must not keep anybody from ending commands.
@@ -31,8 +54,7 @@ class Telling:
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        with contextlib.suppress(OSError):
-            self._bar.close()
+        self._bar.close()
 
     def follow(self, name: str, log: Path) -> None:
         """Tell from now on what a command comes to, by its log, from its beginning."""
@@ -48,8 +70,7 @@ class Telling:
 
     def say(self, name: str, what: str) -> None:
         """Tell something of a command."""
-        with contextlib.suppress(OSError):
-            self._bar.write(f"{name}: {what}", file=sys.stderr)
+        self._bar.write(f"{name}: {what}", file=self._screen)
 
     def ends(self, name: str, how: str) -> None:
         """Tell what a command has come to last, and how it ended."""
@@ -57,5 +78,4 @@ class Telling:
         with self._lock:
             self._followed.pop(name, None)
         self.say(name, how)
-        with contextlib.suppress(OSError):
-            self._bar.update()
+        self._bar.update()

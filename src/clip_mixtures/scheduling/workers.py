@@ -93,11 +93,16 @@ def places(workers: int | None, gpus_per_worker: int, waiting: int) -> list[Plac
         waiting: commands; no more workers than these.
 
     Raises:
-        UserError: when there are not that many GPUs or cores, or a worker has fewer GPUs than NPROC
-            processes.
+        UserError: when there are not that many GPUs (or none) or cores, or a worker has fewer GPUs
+            than NPROC processes.
     """
     cores, gpus = _cores(), _gpus()
     processes = _processes(os.environ.get("NPROC"))
+    if gpus_per_worker > 1 and not gpus:
+        raise UserError(
+            f"--gpus-per-worker {gpus_per_worker}: no GPU is visible here; see `nvidia-smi` and "
+            "CUDA_VISIBLE_DEVICES, or leave it out to compute on cores"
+        )
     if gpus:
         if len(gpus) < gpus_per_worker:
             raise UserError(

@@ -129,8 +129,15 @@ def recipe_from_params(kind: type[AnyRecipe], params: Mapping[str, Any], where: 
     return settings_from_params(kind, params, where)
 
 
-def per_process_batch(global_batch_size: int, world_size: int) -> int:
+def per_process_batch(
+    global_batch_size: int, world_size: int, where: str = "global_batch_size"
+) -> int:
     """Return the batch of one process.
+
+    Args:
+        global_batch_size: of a step, over all processes.
+        world_size: number of processes.
+        where: the name of the global batch size, for messages.
 
     Raises:
         UserError: when the number of processes does not divide the global batch.
@@ -138,7 +145,7 @@ def per_process_batch(global_batch_size: int, world_size: int) -> int:
     if global_batch_size % world_size:
         near = [n for n in range(world_size, 0, -1) if global_batch_size % n == 0]
         raise UserError(
-            f"train.global_batch_size: {global_batch_size} cannot be shared by {world_size} "
+            f"{where}: {global_batch_size} cannot be shared by {world_size} "
             f"processes; run with NPROC={near[0]}, or make it a multiple of {world_size}"
         )
     return global_batch_size // world_size

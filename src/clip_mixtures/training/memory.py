@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import distributed
 
+from clip_mixtures.environment import DEVICE_BATCH, number_of
 from clip_mixtures.errors import UserError
 from clip_mixtures.training.processes import Processes
-
-VARIABLE = "DEVICE_BATCH"
 
 
 def device_batch(
@@ -31,11 +29,9 @@ def device_batch(
     Raises:
         UserError: for a DEVICE_BATCH that is no number, or when not even one image fits.
     """
-    wanted = os.environ.get(VARIABLE)
-    if wanted:
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise UserError(f"{VARIABLE}: is {wanted!r}; allowed: a number of images from 1")
-        return min(int(wanted), local)
+    wanted = number_of(DEVICE_BATCH)
+    if wanted is not None:
+        return min(wanted, local)
     if processes.device.type != "cuda":
         return local
     fitting = _largest(forward, local, beside, processes.device)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import distributed
 
+from clip_mixtures.environment import WORKERS, number_of
 from clip_mixtures.errors import UserError
 
 # The first process prepares the data while the others wait.
 _PATIENCE = datetime.timedelta(hours=6)
-WORKERS = "WORKERS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,9 @@ def decoding_workers() -> int:
     Raises:
         UserError: when WORKERS is not a number.
     """
-    wanted = os.environ.get(WORKERS)
-    if wanted:
-        if not wanted.isdecimal():
-            raise UserError(f"{WORKERS}: is {wanted!r}; allowed: a number of workers from 0")
-        return int(wanted)
+    wanted = number_of(WORKERS)
+    if wanted is not None:
+        return wanted
     siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max((cores or 1) // siblings, 1)
