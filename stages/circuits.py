@@ -8,7 +8,6 @@ one. MEMORY_MIB in the environment bounds what is held at a time.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ import torch
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from clip_mixtures.errors import UserError, reports_user_errors
+from clip_mixtures.environment import MEMORY_MIB, number_of
+from clip_mixtures.errors import reports_user_errors
 from clip_mixtures.evaluation.predictions import evaluation_set
 from clip_mixtures.evaluation.zero_shot import prompt_templates, text_classifier
 from clip_mixtures.files import atomic_write_json, replacing, sha256_file
@@ -36,6 +36,7 @@ from clip_mixtures.mechanisms.class_circuits import (
     trace_class,
 )
 from clip_mixtures.mechanisms.config import CircuitsConfig
+from clip_mixtures.mechanisms.graph_tables import completeness_quartiles
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import definition_of
 from clip_mixtures.scratch import exclusive
@@ -54,7 +55,7 @@ from experiment import (
     scratch_root,
 )
 from looked_into import checkpoint_of, code_version
-from mechanism_params import load_mechanisms
+from mechanism_params import check_traceable, load_mechanisms
 from steady import steady
 from timed import timed
 
@@ -76,11 +77,15 @@ def main() -> None:
     index = read_index(DOMAIN_INDEX)
     class_names = index.class_names()
     experiment = load_experiment(class_names=class_names)
+    check_traceable(experiment, cell.model, "--model")
     config = load_mechanisms(experiment).circuits
     mixture = definition_of(BUILD / "mixtures" / cell.mixture)
     held_out = [class_names.index(name) for name in mixture.held_out]
     images = ClassImages(
-        evaluation_set(DOMAINS, DOMAIN_INDEX, VERIFICATION), config.images_per_class, config.seed
+        evaluation_set(DOMAINS, DOMAIN_INDEX, VERIFICATION),
+        config.images_per_class,
+        config.seed,
+        config.protocol,
     )
     scratch = _scratch(experiment, cell, config)
     with exclusive(scratch):
@@ -134,12 +139,15 @@ def main() -> None:
                 domains=index.domains(),
                 images=images.thumbnails(classes[0], index.domains(), EXAMPLES, THUMBNAIL),
             )
-        error = float(tables["completeness"]["error"].median())
+        error = completeness_quartiles(tables["completeness"])["estimate"]
         facts = {"classes": [class_names[label] for label in classes], "median_error": error}
         atomic_write_json(out / FACTS, facts)
         # The classes stay until DVC has it on record.
         atomic_write_json(scratch / FACTS, facts)
-    print(f"{cell.run}: {len(classes)} classes, median error of completeness {error:.1%}")
+    print(
+        f"{cell.run}: {len(classes)} classes, error of completeness {error:.1%}, median over "
+        "layers but the last"
+    )
 
 
 def _scratch(experiment: Experiment, cell: Cell, config: CircuitsConfig) -> Path:
@@ -163,12 +171,8 @@ def _texts(experiment: Experiment, checkpoint: Checkpoint, class_names: list[str
 
 
 def _memory() -> int:
-    wanted = os.environ.get("MEMORY_MIB")
-    if not wanted:
-        return MEMORY_BYTES
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise UserError(f"MEMORY_MIB: is {wanted!r}; allowed: a number of MiB from 1")
-    return int(wanted) << 20
+    wanted = number_of(MEMORY_MIB)
+    return MEMORY_BYTES if wanted is None else wanted << 20
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clip_mixtures.mechanisms.graph_tables import graph_from_tables
+from clip_mixtures.mechanisms.graph_tables import completeness_quartiles, graph_from_tables
 from clip_mixtures.mechanisms.sae_curves import read_curves
 from clip_mixtures.report import (
     ablation_figures,
@@ -51,18 +51,16 @@ def measures(experiment: Experiment, mechanisms: Mechanisms) -> pd.DataFrame:
         facts = _facts(experiment, cell)
         found = _table(cell, "representation", "separation.csv")
         rows.append(_with_facts(found, facts))
-        score = _score(cell)["score"]
-        shared = pd.DataFrame([{"measure": "sharing", "of": "test domain", **score}])
-        rows.append(_with_facts(shared, facts))
+        score = _score(cell)
+        shared = {"measure": "sharing", "of": "test domain", **score["score"]}
+        rows.append(_with_facts(pd.DataFrame([{**shared, "chance": score["chance"]}]), facts))
     for cell in mechanisms.circuit_cells:
-        errors = _table(cell, "circuits", "completeness.parquet")["error"]
         error = {
             "measure": "completeness error",
-            "of": "median circuit",
-            "estimate": errors.median(),
+            "of": "median over layers and circuits",
+            **completeness_quartiles(_table(cell, "circuits", "completeness.parquet")),
         }
-        ends = dict(zip(("low", "high"), errors.quantile([0.25, 0.75]), strict=True))
-        rows.append(_with_facts(pd.DataFrame([{**error, **ends}]), _facts(experiment, cell)))
+        rows.append(_with_facts(pd.DataFrame([error]), _facts(experiment, cell)))
     found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
     return found.reindex(columns=_MEASURES)
 
@@ -71,29 +69,36 @@ def measures_table(measured: pd.DataFrame) -> Table:
     """Tabulate the numbers of :func:`measures`, a row a cell."""
     parts = list(dict.fromkeys(zip(measured["measure"], measured["of"], strict=True)))
     columns = [Column("Run", heads_row=True)]
+    differs = set()
     for measure, of in parts:
         rows = (measured["measure"] == measure) & (measured["of"] == of)
-        chance = measured.loc[rows, "chance"].dropna()
-        beside = f" (chance {chance.mean():.2f})" if len(chance) else ""
+        chances = {f"{chance:.2f}" for chance in measured.loc[rows, "chance"].dropna()}
+        if len(chances) > 1:
+            differs.add((measure, of))
+        beside = f" (chance {chances.pop()})" if len(chances) == 1 else ""
         columns.append(Column(f"{_words(measure)}, {of}{beside}", is_number=True))
     rows_of_table = []
     for run, found in measured.groupby("run", sort=False):
         by_part = found.set_index(["measure", "of"]).to_dict("index")
-        entries = [_measure(by_part.get(part)) for part in parts]
+        entries = [_measure(by_part.get(part), part in differs) for part in parts]
         rows_of_table.append((Entry(str(run)), *entries))
     return Table(
         "Measures",
         "What was measured in the last checkpoints, with 95 % intervals; of the completeness error "
-        "of circuits, the quartiles.",
+        "of circuits, the quartiles over layers, without the last one, and circuits. Chance: what "
+        "an embedding without a trace of the group would give; of sharing, what the domain shares "
+        "with other classes of the other domains.",
         tuple(columns),
         tuple(rows_of_table),
     )
 
 
-def _measure(found: Mapping[Any, Any] | None) -> Entry:
+def _measure(found: Mapping[Any, Any] | None, with_chance: bool) -> Entry:
     if found is None:
         return Entry(MISSING)
     note = "" if pd.isna(found["low"]) else f"[{found['low']:.2f}, {found['high']:.2f}]"
+    if with_chance and not pd.isna(found["chance"]):
+        note = f"{note} chance {found['chance']:.2f}".strip()
     return Entry(f"{found['estimate']:.2f}", round(float(found["estimate"]), 6), note)
 
 
@@ -221,13 +226,18 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
             f"sharing{suffix}",
             f"Units that two domains share{_part(suffix)}",
             "Share of the most frequent units of a held-out class that two domains have in common, "
-            "averaged over classes.",
+            "averaged over classes. In brackets, chance: the same between different classes, which "
+            "have the units in common that fire for nearly every image.",
             partial(sae_figures.sharing_matrices, chosen),
             is_beside=_is_further(suffix),
         )
     scores = pd.DataFrame(
         [
-            {"run": cell.run, "test_domain": found["test_domain"], **_numbers(found["score"])}
+            {
+                "run": cell.run,
+                "test_domain": found["test_domain"],
+                **_numbers({**found["score"], "chance": found["chance"]}),
+            }
             for cell in cells
             for found in [_score(cell)]
         ]
@@ -235,7 +245,9 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
     yield Drawing(
         "sharing_scores",
         "What the test domain shares with the others",
-        "Mean over the other domains and the held-out classes, with 95 % intervals over classes.",
+        "Mean over the other domains and the held-out classes, with 95 % intervals over classes, "
+        "beside chance: what a class of the test domain shares with other classes of the other "
+        "domains.",
         partial(sae_figures.sharing_scores, scores),
     )
     for cell in cells:
@@ -280,21 +292,37 @@ def _circuits(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawi
             )
     for cell in cells:
         yield _example_circuits(cell)
+        ablation = _table(cell, "circuits", "ablation.parquet")
         for mode, words in (("ablate", "taken away"), ("keep", "all that is left")):
             yield Drawing(
                 f"ablation_{mode}_{cell.run}",
                 f"What a circuit causes when it is {words}: {cell.run}",
                 "How far the margin of the class and its accuracy fall on images of each domain "
                 f"when the circuit is {words}, beside random units of the same number. Of all "
-                "domains: the units that all circuits have.",
+                f"domains: the units that all circuits have. {images_known(ablation)}",
                 partial(
                     ablation_figures.ablation_dots,
-                    _table(cell, "circuits", "ablation.parquet"),
+                    ablation,
                     mode=mode,
                     group="held_out",
                 ),
                 run=cell.run,
             )
+
+
+def images_known(ablation: pd.DataFrame) -> str:
+    """Say in which domains the images of the held-out classes are ones that circuits know."""
+    own = ablation[
+        (ablation["group"] == "held_out") & (ablation["source"] == ablation["target"])
+    ].drop_duplicates("target")
+    known = own[own["in_sample"] > 0]
+    if known.empty:
+        return "No image is one that a circuit was found on."
+    listed = ", ".join(
+        f"{row['in_sample']} of {row['images']} images of {row['target']}"
+        for row in known.to_dict("records")
+    )
+    return f"The circuit of the same domain was found on these very images: {listed}."
 
 
 def _example_circuits(cell: Cell) -> Drawing:
@@ -415,5 +443,5 @@ def _score(cell: Cell) -> dict[str, Any]:
 
 
 def _numbers(interval: Mapping[str, float | None]) -> dict[str, float]:
-    ends = {name: interval[name] for name in ("estimate", "low", "high")}
+    ends = {name: interval[name] for name in ("estimate", "low", "high", "chance")}
     return {name: np.nan if value is None else value for name, value in ends.items()}

@@ -5,6 +5,7 @@ python stages/sharing.py --mixture cg-low --model sample-rn --seed 0
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,8 @@ def main() -> None:
     facts = {
         "test_domain": mixture.test_domain,
         "score": shared.score.as_dict(),
+        # A single class has no others to share with; JSON has no NaN.
+        "chance": None if math.isnan(shared.chance) else shared.chance,
         "classes": len(shared.classes),
         "left_out": [class_names[class_id] for class_id in shared.left_out],
     }

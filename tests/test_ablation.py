@@ -131,7 +131,7 @@ def test_effects_by_hand() -> None:
     both: dict[str, Any] = {"intact_cosine": root, "intact_margin": root / 2}
     both |= {"intact_correct": 0.5}
     both |= {"class_id": 0, "source": "real", "target": "real", "layer": "all", "image": 0}
-    both |= {"nothing_margin": 0.0, "kind": "circuit", "draw": 0}
+    both |= {"nothing_margin": 0.0, "kind": "circuit", "draw": 0, "in_sample": False}
     ablated: dict[str, Any] = {"mode": "ablate", "cosine": 0.0, "margin": 0.0, "correct": 0.25}
     kept: dict[str, Any] = {"mode": "keep", "cosine": root, "margin": root / 2, "correct": 0.5}
     for found, expected in zip(table.to_dict("records"), (ablated, kept), strict=True):
@@ -283,6 +283,19 @@ def effects_of(tower: Tower, label: int = 1, **options: Any) -> pd.DataFrame:
     return ablation_effects(tower, texts, images, units, label, **options)
 
 
+def test_effects_tell_images_that_a_circuit_was_found_on(resnet: Tower) -> None:
+    """Two of three real images are those of the circuit of `real`, in another order."""
+    found_on = {"real": images_for(resnet, 3)[[2, 0]]}
+    table = effects_of(resnet, draws=2, found_on=found_on)
+    known = table[table["in_sample"]]
+    assert set(known["source"]) == set(known["target"]) == {"real"}
+    assert set(known["image"]) == {0, 2}
+    # Random units stand beside the circuit, image by image.
+    assert set(known["kind"]) == {"circuit", "random"}
+    assert len(known) == 2 * len(MODES) * (1 + 2)
+    assert not effects_of(resnet, draws=0)["in_sample"].any()
+
+
 def test_effects_are_those_of_each_ablation(resnet: Tower) -> None:
     values = mean_activations(resnet, [images_for(resnet, 4, seed=2)])
     table = effects_of(resnet, each_layer=True, draws=1, values=values, batch_size=2)
@@ -379,6 +392,7 @@ def made_up(classes: Mapping[int, int], seed: int = 0) -> pd.DataFrame:
                 rows.append(
                     {"class_id": label, "source": "real", "target": "sketch", "layer": "all"}
                     | {"mode": "ablate", "kind": kind, "draw": draw, "image": image}
+                    | {"in_sample": image == 0}
                     | {name: float(generator.random()) for name in ("cosine", "margin", "correct")}
                     | {**intact, "intact_correct": 1.0, "nothing_margin": 0.1}
                 )
@@ -411,6 +425,7 @@ def test_table_by_hand() -> None:
         assert estimate("difference", measure) == pytest.approx(circuit - random)
     assert (table["classes"] == 2).all()
     assert (table["images"] == 3).all()
+    assert (table["in_sample"] == 2).all()  # the first image of each class
 
 
 def test_intervals_are_over_classes_or_the_images_of_one() -> None:

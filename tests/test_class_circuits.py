@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from clip_mixtures.corpora.png import encode_png
 from clip_mixtures.errors import UserError
 from clip_mixtures.evaluation.predictions import EvaluationSet
+from clip_mixtures.mechanisms.ablation_table import ablation_table
 from clip_mixtures.mechanisms.checkpoint import Checkpoint, load_last
 from clip_mixtures.mechanisms.circuit_tables import compare_circuits
 from clip_mixtures.mechanisms.class_circuits import (
@@ -27,7 +28,12 @@ from clip_mixtures.mechanisms.class_circuits import (
     trace_class,
 )
 from clip_mixtures.mechanisms.config import CircuitsConfig
-from clip_mixtures.mechanisms.graph_tables import edge_table, graph_from_tables, unit_table
+from clip_mixtures.mechanisms.graph_tables import (
+    completeness_quartiles,
+    edge_table,
+    graph_from_tables,
+    unit_table,
+)
 from clip_mixtures.mechanisms.graphs import circuit_graph
 from clip_mixtures.training.checkpoints import save_checkpoint
 from clip_mixtures.training.models import create_clip
@@ -99,22 +105,66 @@ def test_which_images_does_not_depend_on_what_was_done_before(images: Evaluation
     assert (found["class_id"] == 1).all()
     others = {tuple(ClassImages(images, 2, seed).rows(1, "sketch")) for seed in range(20)}
     assert len(others) > 1
-    assert len(ClassImages(images, 50, 42).rows(1, "sketch")) == 4
+    assert len(ClassImages(images, 50, 42).rows(1, "sketch")) == 2
+    assert len(ClassImages(images, 50, 42, "published").rows(1, "sketch")) == 4
 
 
-@pytest.mark.parametrize(("most", "left"), [(1, 1), (2, 2), (3, 1)])
-def test_circuits_are_ablated_on_other_images_where_there_are_some(
-    images: EvaluationSet, most: int, left: int
+def of_size(count: int) -> EvaluationSet:
+    """Make a list of so many images of one class, of which nothing is read."""
+    return EvaluationSet(
+        "domains", pd.DataFrame({"domain": "real", "class_id": [0] * count}), Path()
+    )
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 50])
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 50, 51, 99, 100, 130])
+def test_no_image_is_both_traced_and_ablated(count: int, most: int) -> None:
+    chosen = ClassImages(of_size(count), most, 42)
+    traced, ablated = (chosen.rows(0, "real", others=others) for others in (False, True))
+    assert not set(traced) & set(ablated)
+    # Half of a small class each, the odd one traced; of a large one as many as are wanted.
+    assert len(traced) == min(most, -(-count // 2))
+    assert len(ablated) == min(most, count - len(traced))
+    assert set(traced) | set(ablated) <= set(range(count))
+
+
+def test_a_single_image_is_both() -> None:
+    chosen = ClassImages(of_size(1), 50, 42)
+    assert chosen.rows(0, "real").tolist() == chosen.rows(0, "real", others=True).tolist() == [0]
+    assert len(ClassImages(of_size(0), 50, 42).rows(0, "real", others=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "traced", "ablated"), [(40, 40, 40), (50, 50, 50), (51, 50, 1), (130, 50, 50)]
+)
+def test_published_circuits_are_traced_on_as_many_images_as_there_are(
+    count: int, traced: int, ablated: int
 ) -> None:
-    chosen = ClassImages(images, most, 42)
-    others = chosen.rows(1, "sketch", others=True)
-    assert len(others) == left
-    assert not set(others) & set(chosen.rows(1, "sketch"))
+    chosen = ClassImages(of_size(count), 50, 42, "published")
+    first, second = (set(chosen.rows(0, "real", others=others)) for others in (False, True))
+    assert (len(first), len(second)) == (traced, ablated)
+    assert first == second if count <= 50 else not first & second
+    with pytest.raises(UserError, match="protocol 'new'"):
+        ClassImages(of_size(count), 50, 42, "new")
 
 
-def test_without_other_images_circuits_are_ablated_on_the_same(images: EvaluationSet) -> None:
-    chosen = ClassImages(images, 4, 42)
-    assert np.array_equal(chosen.rows(0, "real", others=True), chosen.rows(0, "real"))
+@pytest.mark.parametrize(("protocol", "known"), [("corrected", 0), ("published", 4)])
+def test_effects_tell_images_that_the_circuit_was_found_on(
+    images: EvaluationSet, checkpoint: Checkpoint, texts: torch.Tensor, protocol: str, known: int
+) -> None:
+    chosen = ClassImages(images, 4, 42, protocol)
+    pixels, others = (
+        chosen.of_class(0, DOMAINS, checkpoint, others=others) for others in (False, True)
+    )
+    effects = trace_class(checkpoint.tower, texts, pixels, 0, CONFIG, others).effects
+    assert effects["in_sample"].dtype == bool
+    own = effects[(effects["source"] == effects["target"]) | (effects["source"] == SHARED)]
+    assert own["in_sample"].all() if known else not own["in_sample"].any()
+    assert not effects.drop(own.index)["in_sample"].any()
+    table = ablation_table(effects)
+    counted = table[table["source"] == table["target"]]
+    assert (counted["in_sample"] == known).all()
+    assert (counted["images"] == (4 if known else 2)).all()
 
 
 def test_a_domain_without_images_of_a_class_is_left_out(
@@ -186,6 +236,29 @@ def test_what_is_traced(traced: dict[int, ClassCircuits], checkpoint: Checkpoint
     assert arrays["sketch/act1"].shape == (3, channels_of(found)["act1"])
     assert np.isnan(arrays["sketch/act1"][2]).all()
     assert np.allclose(arrays["real/act1"][0], found.nodes["real"]["act1"].numpy())
+
+
+def test_the_error_of_the_last_layer_is_one_by_construction_and_does_not_count(
+    traced: dict[int, ClassCircuits], checkpoint: Checkpoint
+) -> None:
+    table = pd.concat([found.completeness for found in traced.values()], ignore_index=True)
+    last = table["layer"] == checkpoint.tower.names[-1]
+    assert np.allclose(table.loc[last, "error"], 1, atol=1e-3)
+    found = completeness_quartiles(table)
+    assert found["estimate"] == table.loc[~last, "error"].median()
+    assert found["low"] <= found["estimate"] <= found["high"]
+
+
+def test_quartiles_of_the_error_by_hand() -> None:
+    """Two circuits of three layers, the last of them off by all of the change."""
+    table = pd.DataFrame(
+        {"layer": ["act1", "act2", "attnpool"] * 2, "error": [0.1, 0.2, 1.0, 0.3, 0.4, 1.0]}
+    )
+    assert completeness_quartiles(table) == pytest.approx(
+        {"estimate": 0.25, "low": 0.175, "high": 0.325}
+    )
+    with pytest.raises(ValueError, match="errors of completeness of 1 layers"):
+        completeness_quartiles(table[table["layer"] == "act1"])
 
 
 def test_a_class_is_traced_once_and_a_kill_leaves_no_half_of_it(

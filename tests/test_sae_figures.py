@@ -63,6 +63,7 @@ def scores(runs: tuple[str, ...] = RUNS, domain: str = "sketch") -> pd.DataFrame
             "estimate": estimates,
             "low": [value - 0.05 for value in estimates],
             "high": [value + 0.08 for value in estimates],
+            "chance": [value - 0.1 for value in estimates],
         }
     )
 
@@ -223,9 +224,18 @@ def test_a_matrix_holds_the_means_over_classes_with_their_intervals() -> None:
         by_class = of_pair["shared"].to_numpy()
         interval = bootstrap_over_classes(by_class, np.arange(15))
         assert drawn[b - 1, a] == pytest.approx(by_class.mean())
-        assert texts[a, b - 1 - 0.05] == f"{by_class.mean():.2f}"
-        assert texts[a, b - 1 + 0.08] == f"{interval.low:.2f}\u2013{interval.high:.2f}"
+        # From the top of the cell down.
+        written = [text for place, text in sorted(texts.items()) if cell_of(place) == (a, b - 1)]
+        assert written == [
+            f"{by_class.mean():.2f}",
+            f"{interval.low:.2f}\u2013{interval.high:.2f}",
+            f"({of_pair['chance'].mean():.2f})",
+        ]
     assert math.isnan(drawn[0, 1])
+
+
+def cell_of(place: tuple[float, float]) -> tuple[int, int]:
+    return round(place[0]), round(place[1])
 
 
 def test_one_order_of_each_pair_is_enough_and_either_does() -> None:
@@ -270,9 +280,24 @@ def test_a_score_is_a_dot_with_its_interval() -> None:
 
 
 def test_an_unknown_interval_is_left_out() -> None:
-    table = scores(("a",)).assign(low=math.nan, high=math.nan)
-    (ax,) = sharing_scores(table).axes
+    table = scores(("a",)).assign(low=math.nan, high=math.nan, chance=math.nan)
+    figure = sharing_scores(table)
+    (ax,) = figure.axes
     assert len(ax.lines) == 1
+    assert legend(figure) == []
+
+
+def test_the_chance_level_is_a_dotted_line_across_the_row_of_its_dot() -> None:
+    figure = FIGURES["scores"]()
+    (ax,) = figure.axes
+    dotted = [line for line in ax.lines if line.get_linestyle() == ":"]
+    assert len(dotted) == len(RUNS)
+    for line, middle, place in zip(dotted, ax.get_yticks(), range(len(RUNS)), strict=True):
+        assert np.asarray(line.get_xdata()) == pytest.approx([10 + 10 * place] * 2)
+        low, high = values(line)
+        assert low < middle < high
+        assert (low + high) / 2 == pytest.approx(middle)
+    assert legend(figure) == ["chance: other classes of these domains"]
 
 
 def test_seeds_are_dots_of_one_row_and_test_domains_panels() -> None:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 
-from clip_mixtures.mechanisms.class_bootstrap import bootstrap_over_classes
 from clip_mixtures.mechanisms.embedding import unit_features
 from clip_mixtures.mechanisms.neighbours import neighbour_shares, purity, purity_by_chance
 from clip_mixtures.mechanisms.separation import linear_probe, separation, silhouettes
@@ -312,45 +311,3 @@ def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
     separation(**arguments)
     with pytest.raises(ValueError, match=message):
         separation(**{**arguments, **change})
-
-
-# The bootstrap
-
-
-def test_the_mean_is_over_images_or_by_weight() -> None:
-    values, classes = np.array([1.0, 0, 0, 1]), np.array([0, 0, 0, 1])
-    assert bootstrap_over_classes(values, classes).estimate == 0.5
-    weighted = bootstrap_over_classes(values, classes, weights=np.array([1.0, 1, 1, 3]))
-    assert weighted.estimate == pytest.approx(4 / 6)
-    assert weighted.n == 4
-    # Two classes: a resample is one, the other or both, so the ends are the class means.
-    assert [weighted.low, weighted.high] == pytest.approx([1 / 3, 1])
-
-
-def test_a_class_of_many_images_weighs_more_in_a_resample() -> None:
-    # One image that is right, three of another class that are not. Half of the resamples have both
-    # classes, with a mean of 1/4 over images; the middle 40 % of all are of this kind.
-    values, classes = np.array([1.0, 0, 0, 0]), np.array([0, 1, 1, 1])
-    found = bootstrap_over_classes(values, classes, confidence=0.4)
-    assert [found.low, found.estimate, found.high] == pytest.approx([0.25] * 3)
-
-
-def test_images_of_a_class_stay_together() -> None:
-    # Ten classes wholly right or wrong vary as ten coins do, however many images they have.
-    values = np.repeat(np.arange(10) % 2, 100).astype(np.float64)
-    together = bootstrap_over_classes(values, np.repeat(np.arange(10), 100))
-    apart = bootstrap_over_classes(values, np.arange(1000))
-    assert together.high - together.low == pytest.approx(0.6, abs=0.11)
-    assert apart.high - apart.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(1000), rel=0.15)
-
-
-def test_one_class_gives_no_interval() -> None:
-    found = bootstrap_over_classes(np.array([1.0, 0]), np.array([0, 0]))
-    assert found.estimate == 0.5
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-
-
-def test_no_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="values is empty"):
-        bootstrap_over_classes(np.array([]), np.array([], dtype=np.int64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from clip_mixtures.errors import UserError
 from clip_mixtures.mechanisms.activations import Features
 from clip_mixtures.mechanisms.sae import SparseAutoencoder
 from clip_mixtures.mechanisms.shared_units import rank_units, share_units, strongest_images
+from clip_mixtures.mechanisms.sharing import chance_matrix, chance_score
 
 DOMAINS = ("real", "sketch")
 
@@ -76,12 +79,30 @@ def test_what_the_domains_share() -> None:
     assert pairs[1, "real", "sketch"] == 0
     assert shared.score.estimate == pytest.approx(wanted / 2)
     assert shared.score.n == 2
+    # Sketches of class 0 use no unit of real class 1, and the other way round.
+    assert shared.chance == 0
+
+
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+def test_the_score_stands_beside_its_chance_level(protocol: str) -> None:
+    """Every image has units 0 to 4; class 1 has unit 5 as well in both domains."""
+    common = [1.0] * 5 + [0.0] * 25
+    one = [1.0] * 5 + [2.0] + [0.0] * 24
+    found = embedded(
+        [common, one, common, one], [("real", 0), ("real", 1), ("sketch", 0), ("sketch", 1)]
+    )
+    shared = share_units(plain_autoencoder(30), found, [0, 1], "sketch", protocol=protocol)
+    assert shared.chance == chance_score(
+        chance_matrix(shared.counts, protocol=protocol), DOMAINS, "sketch", protocol
+    )
+    assert 0 < shared.chance < shared.score.estimate
 
 
 def test_a_class_that_a_domain_lacks_is_left_out() -> None:
     found = embedded(wide((0, 2.0), (1, 3.0), (0, 5.0)), [("real", 0), ("real", 1), ("sketch", 0)])
     shared = share_units(plain_autoencoder(20), found, [1, 0], "real")
     assert (shared.classes, shared.left_out) == ((0,), (1,))
+    assert math.isnan(shared.chance)
     with pytest.raises(UserError, match="none of the 1 held-out classes has test images in every"):
         share_units(plain_autoencoder(20), found, [1], "real")
 

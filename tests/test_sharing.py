@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from clip_mixtures.mechanisms.sae import SparseAutoencoder, from_published
 from clip_mixtures.mechanisms.sharing import (
     KS,
+    chance_matrix,
+    chance_score,
     feature_histograms,
     histograms,
     mean_shared,
@@ -187,11 +189,82 @@ def by_sets(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
 def test_a_table_lists_every_pair_of_every_class() -> None:
     counts = np.array([[[2, 1, 0], [0, 1, 2]], [[2, 1, 0], [2, 1, 0]]])
     table = sharing_table(counts, ["axe", "barn"], ["real", "sketch"], ks=(1,))
-    assert table.columns.tolist() == ["class", "domain_a", "domain_b", "shared"]
+    assert table.columns.tolist() == ["class", "domain_a", "domain_b", "shared", "chance"]
     assert table["shared"].tolist() == [1, 0, 0, 1, 1, 1, 1, 1]
-    assert table.iloc[1].tolist() == ["axe", "real", "sketch", 0.0]
+    # An axe is most often unit 0 when real and 2 when sketched, a barn unit 0 in both.
+    assert table["chance"].tolist() == [1, 1, 0, 0, 1, 0, 1, 0]
+    assert table.iloc[1].tolist() == ["axe", "real", "sketch", 0.0, 1.0]
     with pytest.raises(ValueError, match=r"expected \(1, 2, units\)"):
         sharing_table(counts, ["axe"], ["real", "sketch"])
+
+
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+def test_chance_is_the_sharing_of_a_class_with_all_others_one_by_one(protocol: str) -> None:
+    stream = np.random.default_rng(3)
+    # Many zeros and ties; a unit that fires for everything; one class without a single unit.
+    counts = stream.poisson(0.8, size=(5, 3, 30))
+    counts[:, :, 7] += 9
+    counts[4, 1] = 0
+    found = chance_matrix(counts, protocol=protocol)
+    for c, a, b in np.ndindex(5, 3, 3):
+        others = [
+            mean_shared(counts[c, a], counts[other, b], protocol=protocol)
+            for other in range(5)
+            if other != c
+        ]
+        assert found[c, a, b] == pytest.approx(np.mean(others), abs=1e-12)
+    assert np.allclose(found.mean(axis=0), found.mean(axis=0).T)
+
+
+def test_units_that_fire_for_everything_are_shared_by_chance_and_those_of_a_class_are_not() -> None:
+    # Five units that all images have, and five of each class.
+    counts = np.zeros((4, 2, 25), dtype=np.int64)
+    counts[:, :, :5] = 9
+    for c in range(4):
+        counts[c, :, 5 * (c + 1) :][:, :5] = 8
+    names, ks = ("real", "sketch"), (10,)
+    chances = chance_matrix(counts, ks)
+    assert score(sharing_matrix(counts, ks), names, "real").estimate == 1
+    assert chance_score(chances, names, "real") == pytest.approx(0.5)
+    # Nothing but what all images have: the score says nothing, and chance says so.
+    common = counts[:, :, :5]
+    assert score(sharing_matrix(common, (5,)), names, "real").estimate == 1
+    assert chance_score(chance_matrix(common, (5,)), names, "real") == 1
+
+
+def test_the_chance_level_is_of_the_domain_whose_score_it_is() -> None:
+    chances = np.stack([OTHER, OTHER])
+    names = ("clipart", "real", "sketch")
+    for domain in names:
+        for protocol in ("corrected", "published"):
+            expected = score(chances, names, domain, protocol).estimate
+            assert chance_score(chances, names, domain, protocol) == expected
+    with pytest.raises(ValueError, match="'moon' is not among clipart, real, sketch"):
+        chance_score(chances, names, "moon")
+
+
+def test_a_single_class_has_no_chance_level() -> None:
+    alone = chance_matrix(np.ones((1, 2, 30), dtype=np.int64))
+    assert alone.shape == (1, 2, 2)
+    assert math.isnan(chance_score(alone, ("real", "sketch"), "real"))
+
+
+def test_the_chance_level_does_not_depend_on_the_order_of_classes() -> None:
+    counts = np.random.default_rng(0).poisson(0.5, size=(7, 3, 40))
+    order = np.random.default_rng(1).permutation(7)
+    assert np.allclose(chance_matrix(counts[order]), chance_matrix(counts)[order])
+
+
+def test_counts_without_a_chance_level_are_refused() -> None:
+    counts = np.ones((2, 2, 30), dtype=np.int64)
+    with pytest.raises(ValueError, match=r"\(2, 30\); give \(classes, domains, units\)"):
+        chance_matrix(counts[0])
+    with pytest.raises(ValueError, match="ks is"):
+        chance_matrix(counts, ks=(31,))
+    with pytest.raises(ValueError, match="protocol is 'new'"):
+        chance_matrix(counts, protocol="new")
+    with pytest.raises(ValueError, match="not one of counts"):
+        chance_matrix(-counts)
 
 
 def test_the_score_is_of_the_domain_that_was_asked_for() -> None:

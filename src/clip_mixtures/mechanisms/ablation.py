@@ -38,6 +38,7 @@ Sources:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -65,6 +66,7 @@ CELL = ["source", "target", "layer", "mode"]
 _INTACT: Key = ("ablate", ())
 JUDGED = ("cosine", "margin", "correct")
 FOUND = [*JUDGED, *(f"intact_{name}" for name in JUDGED), "nothing_margin"]
+IN_SAMPLE = "in_sample"
 
 
 @torch.inference_mode()
@@ -151,6 +153,7 @@ def ablation_effects(
     units: Mapping[str, Units],
     label: int,
     *,
+    found_on: Mapping[str, Iterable[torch.Tensor]] | None = None,
     values: Fills | None = None,
     modes: Sequence[str] = MODES,
     each_layer: bool = False,
@@ -170,6 +173,8 @@ def ablation_effects(
             name, such as one for the units that all domains have. ``input`` is left alone, as in
             the graph of a circuit.
         label: of the class, a row of ``text_features``.
+        found_on: where a circuit comes from to the images that it was found on, (3, H, W) each, as
+            rows of (N, 3, H, W). What is not named there was found on none of ``images``.
         values: see :func:`ablate`.
         modes: among :data:`MODES`.
         each_layer: ablate each layer by itself as well as all at once.
@@ -181,10 +186,11 @@ def ablation_effects(
     Returns:
         A row an intervention and image: ``class_id``, ``source``, ``target``, ``layer``
         (:data:`ALL_LAYERS` for all at once), ``mode``, ``kind`` ("circuit" or "random"), ``draw``
-        (0 for circuits) and ``image`` (its place); ``cosine``, ``margin`` and ``correct`` after it,
-        the same with the network ``intact_``, and ``nothing_margin`` with all units of these layers
-        replaced. An image is correct if no text is nearer than that of its class, and in part if
-        others are as near.
+        (0 for circuits), ``image`` (its place) and ``in_sample``, whether its very pixels are among
+        those that the circuit of this source was found on; ``cosine``, ``margin`` and ``correct``
+        after it, the same with the network ``intact_``, and ``nothing_margin`` with all units of
+        these layers replaced. An image is correct if no text is nearer than that of its class, and
+        in part if others are as near.
 
     Raises:
         UserError: an unknown mode or submodule.
@@ -214,17 +220,22 @@ def ablation_effects(
     facts = pd.DataFrame([trial.facts for trial in trials]).assign(
         class_id=label, nothing_margin=[floors[trial.nothing] for trial in trials]
     )
+    known = {source: set(map(_digest, found)) for source, found in (found_on or {}).items()}
     frames = []
     for target, pixels in images.items():
         features = _all_features(tower, pixels.split(batch_size), plans)
         judged = {key: _judged(found, text_features, label) for key, found in features.items()}
         rows = facts.loc[np.repeat(facts.index, len(pixels))].assign(target=target)
         rows["image"] = np.tile(np.arange(len(pixels)), len(trials))
+        digests = [_digest(one) for one in pixels]
+        rows[IN_SAMPLE] = [
+            digest in known.get(trial.facts["source"], ()) for trial in trials for digest in digests
+        ]
         for name in JUDGED:
             rows[name] = np.concatenate([judged[trial.key][name] for trial in trials])
             rows[f"intact_{name}"] = np.tile(judged[_INTACT][name], len(trials))
         frames.append(rows)
-    columns = ["class_id", *CELL, "kind", "draw", "image", *FOUND]
+    columns = ["class_id", *CELL, "kind", "draw", "image", IN_SAMPLE, *FOUND]
     return pd.concat(frames, ignore_index=True)[columns]
 
 
@@ -413,6 +424,11 @@ def _judged(
         "correct": nearest[:, label].double() / nearest.sum(dim=1),
     }
     return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def _digest(image: torch.Tensor) -> bytes:
+    """Return what tells an image from others, for a set to hold in place of its pixels."""
+    return hashlib.sha256(image.detach().cpu().double().numpy().tobytes()).digest()
 
 
 def _check_images(images: torch.Tensor, batch_size: int) -> None:

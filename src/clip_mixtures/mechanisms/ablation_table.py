@@ -4,8 +4,8 @@ See ``ablation`` for what is ablated and what the measures mean.
 
 Sources:
     Cochran, W. (1977). Sampling Techniques. Wiley, chapter 6. (ratio of means)
-    Efron, B. and Tibshirani, R. J. (1993). An Introduction to the Bootstrap. Chapman & Hall.
-        (percentile interval)
+    Hesterberg, T. C. (2015). What teachers should know about the bootstrap. The American
+        Statistician 69, 371-386, section 3. (expanded percentile interval)
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from clip_mixtures.evaluation.statistics import Interval
-from clip_mixtures.mechanisms.ablation import CELL, FOUND
-from clip_mixtures.mechanisms.class_bootstrap import bootstrap_over_classes
+from clip_mixtures.mechanisms.ablation import CELL, FOUND, IN_SAMPLE
+from clip_mixtures.mechanisms.class_bootstrap import bootstrap_over_classes, expanded_ends
 from clip_mixtures.mechanisms.similarity import class_groups
 
 KINDS = ("circuit", "random", "difference")
@@ -42,8 +42,9 @@ def ablation_table(
     """Average the effects of ablations over images and classes.
 
     Random draws are averaged image by image, then images class by class; every class counts alike.
-    The interval is a bootstrap over classes, or over the images of a single class, which knows
-    nothing of the choice of random units. ``recovered`` is a ratio of means over classes.
+    The interval is a bootstrap over classes, or over the images of a single class, with expanded
+    percentiles (``class_bootstrap``); it knows nothing of the choice of random units.
+    ``recovered`` is a ratio of means over classes.
 
     Args:
         effects: as of ``ablation.ablation_effects``, of one class or several.
@@ -55,8 +56,9 @@ def ablation_table(
     Returns:
         A row for each ``source``, ``target``, ``layer``, ``mode``, ``group`` of classes ("all",
         "held_out", "seen"), ``kind`` and ``measure``, with ``estimate``, ``low``, ``high``,
-        ``classes`` and ``images``. Kinds are "circuit", "random" and, paired by image,
-        "difference", circuit less random. Measures are "cosine_drop", "margin_drop" and
+        ``classes``, ``images`` and ``in_sample``, those of the images that the circuit was found
+        on: it has an advantage over others on these. Kinds are "circuit", "random" and, paired by
+        image, "difference", circuit less random. Measures are "cosine_drop", "margin_drop" and
         "accuracy_drop", intact less after, and "recovered", see ``ablation``; the latter is NaN
         where the margin of the intact network is no larger than with nothing left. Ends are NaN
         with one class of one image.
@@ -71,14 +73,16 @@ def ablation_table(
             "class once, as ablation_effects returns it"
         )
     options = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    means = effects.groupby(by_image, sort=False)[FOUND].mean().reset_index()
+    means = effects.groupby(by_image, sort=False)[[*FOUND, IN_SAMPLE]].mean().reset_index()
     rows = []
     for cell, part in means.groupby(CELL, sort=False):
         for group, chosen in class_groups(part["class_id"], held_out):
             of_group = part[chosen]
+            circuits = of_group[of_group["kind"] == "circuit"]
             counts = {
                 "classes": of_group["class_id"].nunique(),
-                "images": len(of_group[of_group["kind"] == "circuit"]),
+                "images": len(circuits),
+                "in_sample": int(circuits[IN_SAMPLE].sum()),
             }
             for kind, measure, found in _intervals(of_group, options):
                 named = dict(zip(CELL, cell, strict=True))
@@ -131,6 +135,5 @@ def _ratio(
     tops, bottoms = above[drawn].sum(axis=1), below[drawn].sum(axis=1)
     if len(above) == 1 or (bottoms <= 0).any():
         return Interval(estimate, math.nan, math.nan, len(above))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(tops / bottoms, [tail, 1 - tail])
-    return Interval(estimate, min(float(low), estimate), max(float(high), estimate), len(above))
+    low, high = expanded_ends(tops / bottoms, estimate, len(above), confidence)
+    return Interval(estimate, low, high, len(above))

@@ -3,11 +3,17 @@
 Tracing takes minutes to hours a class at the scale of the paper, so every class is written when it
 is done, whole or not at all, and is not traced again. Which images are taken follows from seed,
 class and domain alone: the published choice depends on which classes were done before.
+
+A circuit does more on the images that it was found on than on others, and a figure that has both
+compares nothing. ``protocol="corrected"`` therefore gives up to half of the images of a small class
+for the ablation: no image is in both, but for a class that has a single one. ``"published"`` traces
+as many as the study does and ablates on what is left, or on the same images where nothing is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import zlib
@@ -34,7 +40,7 @@ from clip_mixtures.mechanisms.circuits import (
 )
 from clip_mixtures.mechanisms.config import RULE_OF_PROTOCOL, CircuitsConfig
 from clip_mixtures.mechanisms.graph_tables import edge_table, unit_table
-from clip_mixtures.mechanisms.graphs import circuit_graph
+from clip_mixtures.mechanisms.graphs import check_protocol, circuit_graph
 from clip_mixtures.mechanisms.towers import INPUT, Tower
 from clip_mixtures.training.models import to_pixels
 
@@ -76,12 +82,19 @@ class ClassImages:
 
     Args:
         images: of all classes and domains.
-        most: images of a class in a domain, at most.
+        most: images of a class in a domain, at most: to trace on, and again to ablate on.
         seed: of the draws.
+        protocol: how they are shared out, see the module.
+
+    Raises:
+        UserError: for an unknown protocol.
     """
 
-    def __init__(self, images: EvaluationSet, most: int, seed: int) -> None:
-        self._images, self._most, self._seed = images, most, seed
+    def __init__(
+        self, images: EvaluationSet, most: int, seed: int, protocol: str = "corrected"
+    ) -> None:
+        check_protocol(protocol, "circuits")
+        self._images, self._most, self._seed, self._protocol = images, most, seed, protocol
 
     def rows(self, label: int, domain: str, *, others: bool = False) -> npt.NDArray[np.int64]:
         """Draw images of a class in a domain, without replacement.
@@ -89,8 +102,8 @@ class ClassImages:
         Args:
             label: class id.
             domain: which.
-            others: draw as many of those that are not drawn without it; where none are left, draw
-                the same.
+            others: draw of those that are not drawn without it, to ablate on; where none are left,
+                draw the same. Under "corrected" that is so for a single image alone.
 
         Returns:
             Rising places among the images, (n,); empty if the domain has none. They follow from
@@ -100,8 +113,13 @@ class ClassImages:
         places = np.flatnonzero((frame["domain"] == domain) & (frame["class_id"] == label))
         generator = np.random.default_rng([self._seed, zlib.crc32(domain.encode()), label])
         drawn = generator.permutation(places)
-        first = self._most if others and len(drawn) > self._most else 0
-        return np.sort(drawn[first : first + self._most]).astype(np.int64)
+        traced = self._most
+        if self._protocol == "corrected":
+            traced = min(traced, (len(drawn) + 1) // 2)
+        chosen = drawn[:traced]
+        if others and len(drawn) > traced:
+            chosen = drawn[traced : traced + self._most]
+        return np.sort(chosen).astype(np.int64)
 
     def of_class(
         self, label: int, domains: Sequence[str], checkpoint: Checkpoint, *, others: bool = False
@@ -190,8 +208,9 @@ def trace_class(
         images: domain to normalised pixels of the class, (N, 3, H, W).
         label: class id.
         config: the recipe.
-        ablated_on: domain to normalised pixels of the class to ablate on; where there are enough,
-            others than those that the circuits were found on.
+        ablated_on: domain to normalised pixels of the class to ablate on, others than those that
+            the circuits were found on; where they are the same, ``in_sample`` of the effects says
+            so.
         fills: what ablated units become, see :func:`ablation.ablate`; None for zero.
         memory_bytes: bound on what attribution holds at a time.
 
@@ -249,6 +268,7 @@ def trace_class(
         ablated_on,
         {**units, SHARED: shared_units_of(units)},
         label,
+        found_on={**images, SHARED: itertools.chain.from_iterable(images.values())},
         values=fills,
         draws=config.draws,
         each_layer=config.each_layer,

@@ -160,9 +160,9 @@ class CircuitsConfig:
     Attributes:
         classes: which classes; the held-out ones come first.
         most_classes: so many of them; 0 for all.
-        images_per_class: at most, of each class in each domain.
+        images_per_class: at most, of each class in each domain: to trace on, and to ablate on.
         steps: of the integration.
-        protocol: of attributions, graphs and their comparison.
+        protocol: of the choice of images, attributions, graphs and their comparison.
         rule: of the integration; ``protocol`` for the one that belongs to the protocol.
         share: of a layer's units that make up its part of the circuit.
         edges_per_unit: edges into a unit from each layer before it.

@@ -19,6 +19,8 @@ from clip_mixtures.mechanisms.sharing import (
     Counts,
     Floats,
     Ids,
+    chance_matrix,
+    chance_score,
     feature_histograms,
     score,
     sharing_matrix,
@@ -38,6 +40,8 @@ class SharedUnits:
         counts: images that have a unit among their strongest, (classes, domains, m).
         table: the sharing of every two domains in every class, see :func:`sharing.sharing_table`.
         score: of the test domain, over classes.
+        chance: what the score would be between different classes, see
+            :func:`sharing.chance_score`; NaN with one class.
         units: the most shared units, see :func:`rank_units`.
         examples: places of the images that activate the first of them most, (units, domains,
             images); -1 where there are none.
@@ -48,6 +52,7 @@ class SharedUnits:
     counts: Counts
     table: pd.DataFrame
     score: Interval
+    chance: float
     units: pd.DataFrame
     examples: IntArray
 
@@ -114,6 +119,9 @@ def share_units(
             protocol,
             resamples=resamples,
             seed=seed,
+        ),
+        chance=chance_score(
+            chance_matrix(counts, protocol=protocol), domains, test_domain, protocol
         ),
         units=units,
         examples=strongest_images(model, features, domain_ids, most, domains, examples),

@@ -10,11 +10,17 @@ the score is that of the last domain, sketch, whichever was asked for. ``"correc
 unit shared that no image has among its strongest. Where the k-th place falls among units with equal
 counts, each of them has an equal part in the places that are left, and a unit is shared by the
 smaller of its two parts: no order decides, and equal histograms share all of their k units.
+
+Units that fire for nearly every image are shared by any two domains, whatever is in the images. So
+a sharing is read beside its *chance level* (:func:`chance_matrix`): what a class in the one domain
+shares with all other classes in the other, by the same rule. What is above it is the class's own.
+The published study has no such level; it is computed under either protocol and changes no other
+number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -133,16 +139,14 @@ def mean_shared(
         ValueError: the histograms do not match, hold fewer than k units, or hold something else
             than counts.
     """
-    _check_protocol(protocol)
+    part = _part_of_protocol(protocol)
     first, second = _checked(hist_a), _checked(hist_b)
     if first.shape != second.shape:
         raise ValueError(
             f"histograms of {len(first)} and {len(second)} units; compare domains under one "
             "autoencoder"
         )
-    if not ks or min(ks) < 1 or max(ks) > len(first):
-        raise ValueError(f"ks is {tuple(ks)}; allowed: from 1 to the number of units, {len(first)}")
-    part = _published_parts if protocol == "published" else _parts
+    _check_ks(ks, len(first))
     shares = [torch.minimum(part(first, k), part(second, k)).sum().item() / k for k in ks]
     return float(np.mean(shares))
 
@@ -173,6 +177,43 @@ def sharing_matrix(counts: Counts, ks: Sequence[int] = KS, protocol: str = "corr
     return matrices
 
 
+def chance_matrix(counts: Counts, ks: Sequence[int] = KS, protocol: str = "corrected") -> Matrix:
+    """Compare each class in a domain with all other classes in all domains, instead of itself.
+
+    Exact, not drawn: few units are among the most frequent of a class, and none but these can be
+    shared, so that each class is compared with all others at once in the places of its own units.
+
+    Args:
+        counts: (classes, domains, m), as :func:`histograms` returns.
+        ks: see :func:`mean_shared`.
+        protocol: see there.
+
+    Returns:
+        (classes, domains, domains): in row c, a and column b, what class c in domain a shares with
+        another class in domain b, a mean over the others. Its mean over classes is symmetric. NaN
+        for a single class, which has no others.
+
+    Raises:
+        ValueError: counts of another shape, or see :func:`mean_shared`.
+    """
+    if np.ndim(counts) != 3:
+        raise ValueError(f"counts have shape {np.shape(counts)}; give (classes, domains, units)")
+    part = _part_of_protocol(protocol)
+    classes, domains, units = np.shape(counts)
+    checked = torch.stack([_checked(row) for row in np.reshape(counts, (-1, units))])
+    _check_ks(ks, units)
+    if classes < 2:
+        return np.full((classes, domains, domains), np.nan)
+    totals = torch.zeros((classes, domains, domains), dtype=torch.float64)
+    for k in ks:
+        parts = torch.stack([part(row, k) for row in checked]).view(classes, domains, units)
+        for c, a in np.ndindex(classes, domains):
+            mine = parts[c, a].nonzero().squeeze(1)
+            shared = torch.minimum(parts[:, :, mine], parts[c, a, mine]).sum(dim=2)
+            totals[c, a] += (shared.sum(dim=0) - shared[c]) / k
+    return np.asarray((totals / (len(ks) * (classes - 1))).numpy())
+
+
 def sharing_table(
     counts: Counts,
     classes: Sequence[Hashable],
@@ -180,11 +221,12 @@ def sharing_table(
     ks: Sequence[int] = KS,
     protocol: str = "corrected",
 ) -> pd.DataFrame:
-    """Return the sharing of every two domains in every class.
+    """Return the sharing of every two domains in every class, beside its chance level.
 
     Returns:
-        Columns ``class``, ``domain_a``, ``domain_b`` and ``shared``, a fraction; a domain with
-        itself included, both orders of a pair.
+        Columns ``class``, ``domain_a``, ``domain_b``, ``shared``, a fraction, and ``chance``, what
+        the class in ``domain_a`` shares with the others in ``domain_b`` (:func:`chance_matrix`); a
+        domain with itself included, both orders of a pair.
 
     Raises:
         ValueError: when counts are not of shape (classes, domains, m); see :func:`mean_shared`.
@@ -198,7 +240,8 @@ def sharing_table(
         [classes, domains, domains], names=["class", "domain_a", "domain_b"]
     )
     shared = sharing_matrix(counts, ks, protocol).ravel()
-    return pd.DataFrame({"shared": shared}, index=index).reset_index()
+    chance = chance_matrix(counts, ks, protocol).ravel()
+    return pd.DataFrame({"shared": shared, "chance": chance}, index=index).reset_index()
 
 
 def score(
@@ -223,12 +266,50 @@ def score(
         seed: of the resampling.
 
     Returns:
-        The mean and a percentile interval over classes; ``n`` is the number of classes, and with
-        one class the ends are NaN.
+        The mean and its interval over classes, see ``class_bootstrap``; ``n`` is the number of
+        classes, and with one class the ends are NaN.
 
     Raises:
         ValueError: an unknown domain or protocol, fewer than two domains, or other shapes.
     """
+    of_class = _of_classes(matrices, domains, domain, protocol)
+    return bootstrap_over_classes(
+        of_class,
+        np.arange(len(of_class)),
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def chance_score(
+    chances: Matrix,
+    domains: Sequence[Hashable],
+    domain: Hashable,
+    protocol: str = "corrected",
+) -> float:
+    """Average the chance level of a domain's score, over the others and over classes.
+
+    Args:
+        chances: (classes, domains, domains), as :func:`chance_matrix` returns.
+        domains: see :func:`score`.
+        domain: see there.
+        protocol: see there.
+
+    Returns:
+        A fraction: what :func:`score` would be if every class of the domain stood beside another
+        class of the other domains. NaN with one class.
+
+    Raises:
+        ValueError: see :func:`score`.
+    """
+    return float(_of_classes(chances, domains, domain, protocol).mean())
+
+
+def _of_classes(
+    matrices: Matrix, domains: Sequence[Hashable], domain: Hashable, protocol: str
+) -> Matrix:
+    """Return what a domain shares with the others in each class, a mean over these, (classes,)."""
     _check_protocol(protocol)
     names = list(domains)
     values = np.asarray(matrices, dtype=np.float64)
@@ -240,14 +321,8 @@ def score(
     if domain not in names:
         raise ValueError(f"domain {domain!r} is not among {', '.join(map(str, names))}")
     row = len(names) - 1 if protocol == "published" else names.index(domain)
-    of_class = np.delete(values[:, row], row, axis=1).mean(axis=1)
-    return bootstrap_over_classes(
-        of_class,
-        np.arange(len(of_class)),
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-    )
+    of_class: Matrix = np.delete(values[:, row], row, axis=1).mean(axis=1)
+    return of_class
 
 
 def _cells(
@@ -314,6 +389,16 @@ def _parts(counts: torch.Tensor, k: int) -> torch.Tensor:
     tied = (counts == last) & (counts > 0)
     left = k - above.sum().double()
     return above + tied * (left / tied.sum().clamp_min(1))
+
+
+def _part_of_protocol(protocol: str) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    _check_protocol(protocol)
+    return _published_parts if protocol == "published" else _parts
+
+
+def _check_ks(ks: Sequence[int], units: int) -> None:
+    if not ks or min(ks) < 1 or max(ks) > units:
+        raise ValueError(f"ks is {tuple(ks)}; allowed: from 1 to the number of units, {units}")
 
 
 def _check_protocol(protocol: str) -> None:

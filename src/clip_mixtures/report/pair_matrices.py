@@ -1,7 +1,8 @@
 """Numbers of every two domains as a matrix: its lower half, coloured, with the numbers written in.
 
 A table has a row a pair of domains: columns ``domain_a``, ``domain_b`` and the number, and perhaps
-``low`` and ``high``, which are then written below it.
+``low`` and ``high``, which are then written below it, and ``chance``, which is then written below
+these in brackets.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _NAMES = 0.55  # inches for the slanted names below
 _LEAST_CELLS = 3  # as many as the label of the colour bar is high
 _DARK = 0.62  # share of the colour scale above which white letters are easier to read
 _ENDS_SIZE = 5.5  # points
+_LINE = 0.22  # of a cell, for a line of that size
 
 
 def pair_names(table: pd.DataFrame) -> list[Any]:
@@ -92,6 +94,11 @@ def _write(
     if math.isnan(low):
         ax.text(across, row, text, ha="center", va="center", color=colour)
         return
-    ax.text(across, row - 0.05, text, ha="center", va="bottom", color=colour)
-    ends = f"{low:.2f}\u2013{high:.2f}"
-    ax.text(across, row + 0.08, ends, ha="center", va="top", color=colour, fontsize=_ENDS_SIZE)
+    chance = pair.get("chance", math.nan)
+    # Three lines begin higher than two.
+    up = 0.0 if math.isnan(chance) else _LINE / 2
+    ax.text(across, row - 0.05 - up, text, ha="center", va="bottom", color=colour)
+    small: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": _ENDS_SIZE}
+    ax.text(across, row + 0.08 - up, f"{low:.2f}\u2013{high:.2f}", **small)
+    if not math.isnan(chance):
+        ax.text(across, row + 0.08 - up + _LINE, f"({chance:.2f})", **small)

@@ -33,7 +33,7 @@ from clip_mixtures.report.pair_matrices import (
     matrix_height,
     pair_names,
 )
-from clip_mixtures.report.style import COLUMN_WIDTH, colours, figure_style
+from clip_mixtures.report.style import COLUMN_WIDTH, NEUTRAL, colours, figure_style
 from clip_mixtures.report.tables import distinct
 
 # Metric, title of its panel, and what the values are multiplied by.
@@ -49,8 +49,10 @@ _LOGARITHMIC = 10  # a positive metric is drawn on a logarithmic axis from this 
 _FEW_TICKS = 100  # up to this factor a logarithmic axis has two ticks a decade
 _LEAST_EXPLAINED = -50  # percent: at its start an autoencoder may be worse by any amount
 
-_SHARING = ("class", "domain_a", "domain_b", "shared")
-_SCORES = ("run", "test_domain", "estimate", "low", "high")
+_SHARING = ("class", "domain_a", "domain_b", "shared", "chance")
+_SCORES = ("run", "test_domain", "estimate", "low", "high", "chance")
+
+_CHANCE: dict[str, Any] = {"color": NEUTRAL, "linestyle": ":", "linewidth": 1.2}
 
 _CURVE_PANEL = 0.95  # inches
 _FRAME = 0.55  # inches for the label and ticks of an axis
@@ -110,12 +112,13 @@ def sharing_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         tables: for each run the sharing of its held-out classes, as of
             ``clip_mixtures.mechanisms.sharing.sharing_table``: columns ``class``, ``domain_a``,
-            ``domain_b`` and ``shared``. Of the two orders of a pair one is enough, and a domain
-            with itself is left out.
+            ``domain_b``, ``shared`` and ``chance``. Of the two orders of a pair one is enough, and
+            a domain with itself is left out.
 
     Returns:
         The lower half of each matrix on one scale, with the mean and its 95 % bootstrap interval
-        over classes written in.
+        over classes written in, and below them the pair's chance level in brackets. One class has
+        neither interval nor chance level.
 
     Raises:
         UserError: no runs, one that has no rows or lacks a column, or a pair that is there twice
@@ -134,7 +137,7 @@ def sharing_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
         for ax, (run, table) in zip(axes, means.items(), strict=True):
             draw_pair_matrix(ax, table, "shared", highest)
             ax.set_title(titles[run])
-        add_colour_bar(figure, axes, "Share of units in common")
+        add_colour_bar(figure, axes, "Share of units in common (by chance)")
     return figure
 
 
@@ -143,11 +146,13 @@ def sharing_scores(scores: pd.DataFrame) -> Figure:
 
     Args:
         scores: a row a run: ``run``, ``test_domain`` and the score's ``estimate``, ``low`` and
-            ``high``, fractions, as of ``clip_mixtures.mechanisms.sharing.score``; ends that are NaN
-            are not drawn. With several rows a run, as of several seeds, it has several dots.
+            ``high``, fractions, as of ``clip_mixtures.mechanisms.sharing.score``, and its
+            ``chance`` level, as of ``chance_score``; what is NaN is not drawn. With
+            several rows a run, as of several seeds, it has several dots.
 
     Returns:
-        Dots with their intervals, a panel a test domain, from zero.
+        Dots with their intervals, a panel a test domain, from zero; a dotted line across a row for
+        its chance level.
 
     Raises:
         UserError: there are no rows, or a column is missing.
@@ -156,15 +161,20 @@ def sharing_scores(scores: pd.DataFrame) -> Figure:
     palette = colours(distinct(scores["run"]))
     panels = [(name, part) for name, part in scores.groupby("test_domain", sort=False)]
     heights = [sum(_row_heights(part)) + 0.25 for _, part in panels]
+    chance = Line2D([], [], label="chance: other classes of these domains", **_CHANCE)
+    legend: list[Artist] = [chance] if scores["chance"].notna().any() else []
     with figure_style():
-        size = (COLUMN_WIDTH, sum(heights) + _FRAME)
+        size = (COLUMN_WIDTH, sum(heights) + _FRAME + _TEXT_LINE + _legend_height(legend))
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
         for ax, (domain, part) in zip(grid[:, 0], panels, strict=True):
             _draw_scores(ax, part, palette)
             ax.set_title(f"Test domain: {domain}")
         grid[-1, 0].set_xlim(left=0)
-        figure.supxlabel("Units in common with the other domains (%)")
+        # Not that of the figure, which would lie on the legend.
+        grid[-1, 0].set_xlabel("Units in common with\nthe other domains (%)")
+        if legend:
+            figure.legend(handles=legend, loc="outside lower center")
     return figure
 
 
@@ -285,9 +295,13 @@ def _make_logarithmic(ax: Axes, factor: float) -> None:
 
 
 def _means_over_classes(run: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Average each pair once, with low and high ends: domain_a, domain_b, shared, low, high."""
+    """Average each pair once: domain_a, domain_b, shared with its ends low and high, chance."""
     names, classes = pair_names(table), distinct(table["class"])
     by_pair: dict[tuple[Any, ...], dict[Any, float]] = {}
+    chances: dict[tuple[Any, ...], float] = {}
+    for ends, rows in table.groupby(["domain_a", "domain_b"]):
+        # The mean over classes is the same in either order of the pair.
+        chances[tuple(sorted(ends, key=names.index))] = float(rows["chance"].mean())
     for row in table.dropna(subset="shared").to_dict("records"):
         pair = tuple(sorted((row["domain_a"], row["domain_b"]), key=names.index))
         by_class = by_pair.setdefault(pair, {})
@@ -307,8 +321,9 @@ def _means_over_classes(run: str, table: pd.DataFrame) -> pd.DataFrame:
             )
         values = np.array([by_class[name] for name in classes], dtype=np.float64)
         interval = bootstrap_over_classes(values, np.arange(len(values)))
-        found.append((*pair, interval.estimate, interval.low, interval.high))
-    return pd.DataFrame(found, columns=["domain_a", "domain_b", "shared", "low", "high"])
+        found.append((*pair, interval.estimate, interval.low, interval.high, chances[pair]))
+    columns = ["domain_a", "domain_b", "shared", "low", "high", "chance"]
+    return pd.DataFrame(found, columns=columns)
 
 
 def _matrix_title(run: str, table: pd.DataFrame) -> str:
@@ -332,7 +347,10 @@ def _draw_scores(ax: Axes, part: pd.DataFrame, palette: Mapping[str, str]) -> No
     for run, middle, height in zip(runs, middles, heights, strict=True):
         dots = part[part["run"] == run].to_dict("records")
         places = middle + ((np.arange(len(dots)) + 0.5) / len(dots) - 0.5) * 0.76 * height
+        reach = 0.38 * height / len(dots)
         for place, dot in zip(places, dots, strict=True):
+            if not math.isnan(dot["chance"]):
+                ax.plot([100 * dot["chance"]] * 2, [place - reach, place + reach], **_CHANCE)
             if not math.isnan(dot["low"]):
                 ends_of_dot = [100 * dot["low"], 100 * dot["high"]]
                 ax.plot(ends_of_dot, [place, place], color=palette[run], linewidth=1)
