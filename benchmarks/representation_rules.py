@@ -29,7 +29,14 @@ from clip_mixtures.mechanisms.sae import SparseAutoencoder, load_sae
 from clip_mixtures.mechanisms.sae_curves import read_curves
 from clip_mixtures.mechanisms.sae_training import train_sae
 from clip_mixtures.mechanisms.shards import ShardSet, write_shards
-from clip_mixtures.mechanisms.sharing import KS, feature_histograms, score, sharing_matrix
+from clip_mixtures.mechanisms.sharing import (
+    KS,
+    chance_matrix,
+    chance_score,
+    feature_histograms,
+    score,
+    sharing_matrix,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -189,12 +196,14 @@ def _sharing(
         f"sharing of a pair in a class: differs by {by_class.mean():.3f} on average, "
         f"{by_class.max():.3f} at most"
     )
+    chances = chance_matrix(counts)
     for domain in _DOMAINS:
         found = {name: score(matrix, _DOMAINS, domain, name) for name, matrix in matrices.items()}
         corrected = found["corrected"]
         print(
             f"  score of {domain}: published {found['published'].estimate:.3f}, corrected "
-            f"{corrected.estimate:.3f} [{corrected.low:.3f}, {corrected.high:.3f}]"
+            f"{corrected.estimate:.3f} [{corrected.low:.3f}, {corrected.high:.3f}], by chance "
+            f"{chance_score(chances, _DOMAINS, domain):.3f}"
         )
 
 
