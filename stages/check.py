@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from clip_mixtures.corpora.captions import class_name_of
 from clip_mixtures.corpora.indexing import domain_lists
@@ -23,7 +24,7 @@ from clip_mixtures.errors import UserError, reports_user_errors
 from clip_mixtures.mixtures.store import count_rows
 from clip_mixtures.training.config import per_process_batch
 from experiment import BUILD, DATA, Experiment, load_experiment
-from mechanism_params import Mechanisms, load_mechanisms
+from mechanism_params import Mechanisms, load_mechanisms, vocabulary_file
 
 
 @reports_user_errors
@@ -65,8 +66,9 @@ def _check_processes(experiment: Experiment, processes: int) -> None:
 
 def _batch_of(experiment: Experiment, model: str) -> str:
     """Name the batch of a model, and where params.yaml says it."""
-    own = f"models.{model}.{'supervised' if experiment.model(model).is_supervised else 'train'}"
-    where = own if experiment.model(model).is_supervised else f"{own} or train"
+    own = f"models.{model}"
+    is_supervised = experiment.model(model).is_supervised
+    where = f"{own}.supervised" if is_supervised else f"{own}.train or train"
     return f"global_batch_size of model {model} ({where})"
 
 
@@ -85,24 +87,17 @@ def _check_images(experiment: Experiment, mixture: str, model: str) -> None:
 
 
 def _check_paths(experiment: Experiment, mechanisms: Mechanisms) -> None:
+    """Refuse parameters that name data that are not there."""
     sources = experiment.sources
-    named = {
-        "corpus.domains_root": experiment.domains.root,
-        **{
-            f"corpus.bases.{name}.{key}": value
-            for name, source in sources.bases.items()
-            for key, value in source.items()
-        },
-        **{
-            f"corpus.{key}": getattr(sources, key)
-            for key in (field.name for field in dataclasses.fields(sources))
-        },
-    }
-    if mechanisms.sharing.vocabulary not in ("none", "classes"):
-        named["mechanisms.sharing.vocabulary"] = Path(mechanisms.sharing.vocabulary)
+    named: dict[str, Any] = {"corpus.domains_root": experiment.domains.root}
+    for field in dataclasses.fields(sources):
+        named[f"corpus.{field.name}"] = getattr(sources, field.name)
+    for name, source in sources.bases.items():
+        named |= {f"corpus.bases.{name}.{key}": value for key, value in source.items()}
+    named["mechanisms.sharing.vocabulary"] = vocabulary_file(mechanisms.sharing)
     for key, path in named.items():
         if isinstance(path, Path) and not path.exists():
-            raise UserError(f"{key}: {path} is not there; put it there, or name what is")
+            raise UserError(f"{key}: {path} is not there; put it there, or name a path that is")
 
 
 def _check_data() -> None:

@@ -35,8 +35,8 @@ from clip_mixtures.mechanisms.class_circuits import (
     once,
     trace_class,
 )
+from clip_mixtures.mechanisms.completeness import completeness_quartiles
 from clip_mixtures.mechanisms.config import CircuitsConfig
-from clip_mixtures.mechanisms.graph_tables import completeness_quartiles
 from clip_mixtures.mixtures.spec import DOMAINS
 from clip_mixtures.mixtures.store import definition_of
 from clip_mixtures.scratch import exclusive

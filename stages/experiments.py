@@ -79,14 +79,14 @@ def _experiments(rev: str) -> list[Experiment]:
 
 def _chosen(experiments: list[Experiment], names: list[str], rev: str) -> list[Experiment]:
     there = {one.name: one for one in experiments[1:]}
-    for name in names if there else ():
-        if name not in there:
-            raise unknown("experiment", name, there, f"experiments of {rev}")
     if not there:
         raise UserError(
             f"{rev}: no experiment began from this commit; `dvc exp run -n NAME -S KEY=VALUE` "
             "makes one, `dvc exp list --all` knows those of others"
         )
+    for name in names:
+        if name not in there:
+            raise unknown("experiment", name, there, f"experiments of {rev}")
     return [experiments[0], *(there[name] for name in names or there)]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clip_mixtures.mechanisms.graph_tables import completeness_quartiles, graph_from_tables
+from clip_mixtures.mechanisms.completeness import completeness_quartiles
+from clip_mixtures.mechanisms.graph_tables import graph_from_tables
 from clip_mixtures.mechanisms.sae_curves import read_curves
 from clip_mixtures.report import (
     ablation_figures,
@@ -228,7 +229,12 @@ def _units(experiment: Experiment, cells: tuple[Cell, ...]) -> Iterator[Drawing]
             "Share of the most frequent units of a held-out class that two domains have in common, "
             "averaged over classes. In brackets, chance: the same between different classes, which "
             "have the units in common that fire for nearly every image.",
-            partial(sae_figures.sharing_matrices, chosen),
+            partial(
+                sae_figures.sharing_matrices,
+                chosen,
+                resamples=experiment.evaluate.resamples,
+                seed=experiment.evaluate.seed,
+            ),
             is_beside=_is_further(suffix),
         )
     scores = pd.DataFrame(

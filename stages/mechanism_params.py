@@ -74,8 +74,8 @@ def load_mechanisms(experiment: Experiment, path: Path = PARAMS) -> Mechanisms:
     if layers != "all" and not are_different(layers, str):
         raise UserError(f"mechanisms.cka.layers: is {layers!r}; allowed: all, or a list of names")
     sharing = settings_from_params(SharingConfig, params["sharing"], "mechanisms.sharing")
-    if sharing.vocabulary not in ("none", "classes"):
-        under_data(Path(sharing.vocabulary), "mechanisms.sharing.vocabulary")
+    if vocabulary := vocabulary_file(sharing):
+        under_data(vocabulary, "mechanisms.sharing.vocabulary")
     circuit_cells = _chosen_cells(params, cells, _CIRCUIT_CELLS)
     for cell in circuit_cells:
         check_traceable(experiment, cell.model, "mechanisms.circuit_models")
@@ -92,6 +92,11 @@ def load_mechanisms(experiment: Experiment, path: Path = PARAMS) -> Mechanisms:
         circuits=settings_from_params(CircuitsConfig, params["circuits"], "mechanisms.circuits"),
         circuit_cells=circuit_cells,
     )
+
+
+def vocabulary_file(sharing: SharingConfig) -> Path | None:
+    """Return the file of words that names units; None where there is none."""
+    return None if sharing.vocabulary in ("none", "classes") else Path(sharing.vocabulary)
 
 
 def check_traceable(experiment: Experiment, model: str, where: str) -> None:

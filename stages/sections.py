@@ -78,7 +78,9 @@ def study_drawings(study: Study) -> dict[str, list[Drawing]]:
             Drawing(
                 "learning_curves",
                 "Accuracy over training",
-                "Balanced accuracy in the test domain of every checkpoint, epoch 0 first.",
+                "Balanced accuracy in the test domain of every checkpoint, epoch 0 first. The band "
+                "is the 95 % interval of one seed, or reaches from the lowest of several to the "
+                "highest.",
                 partial(figures.learning_curves, study.histories, summary),
             ),
             Drawing(

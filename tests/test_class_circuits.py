@@ -27,13 +27,9 @@ from clip_mixtures.mechanisms.class_circuits import (
     shared_units_of,
     trace_class,
 )
+from clip_mixtures.mechanisms.completeness import completeness_quartiles
 from clip_mixtures.mechanisms.config import CircuitsConfig
-from clip_mixtures.mechanisms.graph_tables import (
-    completeness_quartiles,
-    edge_table,
-    graph_from_tables,
-    unit_table,
-)
+from clip_mixtures.mechanisms.graph_tables import edge_table, graph_from_tables, unit_table
 from clip_mixtures.mechanisms.graphs import circuit_graph
 from clip_mixtures.training.checkpoints import save_checkpoint
 from clip_mixtures.training.models import create_clip

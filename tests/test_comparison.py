@@ -93,7 +93,7 @@ def test_seeds_are_averaged_with_students_t() -> None:
     assert first["low"] == 0
     assert first["high"] == pytest.approx(wanted.high)
     (table,) = matrix_tables(averaged_over_seeds(summary))
-    assert "over seeds (Student's t)" in table.caption
+    assert "over seeds (Student's t; none where seeds agree)" in table.caption
     assert "of one run" not in table.caption
     assert [column.name for column in table.columns][:3] == ["Mixture", "Seeds", "Train images"]
     assert texts(table)[0][1] == "3"

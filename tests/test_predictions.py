@@ -186,8 +186,8 @@ def test_a_checkpoint_that_diverged_is_named(images: EvaluationSet, tmp_path: Pa
     save_checkpoint(tmp_path, 3, classifier)
     supervised, found = SupervisedReader(create_clip("sample-RN"), 7), list_checkpoints(tmp_path)
     count = len(images.frame)
-    said = rf"epoch_003.safetensors: {count} of {count} images have scores not finite, of domains; "
-    with pytest.raises(UserError, match=said + ".* try fp32"):
+    said = rf"epoch_003.safetensors: {count} of {count} .* not finite \(domains\); .* try fp32"
+    with pytest.raises(UserError, match=said):
         predict_checkpoints(supervised, found, images, decoded(images, 64), False)
 
 

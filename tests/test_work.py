@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -421,6 +425,29 @@ class Breaking(io.StringIO):
         if self.is_broken:
             raise BrokenPipeError
         return super().write(text)
+
+
+def test_a_bar_is_as_wide_as_the_screen() -> None:
+    program = (
+        "import re; from clip_mixtures.scheduling.telling import Telling; "
+        "telling = Telling(2, 'cell', re.compile('x')); telling.ends('one', 'done'); "
+        "telling.close()"
+    )
+    holder, screen = os.openpty()
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", program], stderr=screen, env=environment, check=True)
+    os.close(screen)
+    written = b""
+    # A screen that nobody has open any more ends with an error on Linux, elsewhere with nothing.
+    with contextlib.suppress(OSError):
+        while more := os.read(holder, 1 << 16):
+            written += more
+    os.close(holder)
+    said = written.decode()
+    assert "one: done" in said
+    assert "\u2588" in said
+    assert max(len(line) for line in re.split(r"[\r\n]", said)) >= 100
 
 
 def test_a_screen_that_breaks_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_scores_that_are_not_finite_are_no_answers(value: float) -> None:
             found[1, 7] = value
         return found
 
-    with pytest.raises(FloatingPointError, match="1 of 140 images have scores not finite"):
+    with pytest.raises(FloatingPointError, match="1 of 140 images have scores that are not finite"):
         rank(scores, model, images, 5)
     assert len(rank(scores, model, images[:128], 5)) == 128
 

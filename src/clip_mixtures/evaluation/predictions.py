@@ -180,8 +180,8 @@ def _ranked(
         return rank(lambda batch: reader.logits(batch, name), reader.model, pixels, TOP)
     except FloatingPointError as error:
         raise UserError(
-            f"{path}: {error}, of {name}; the training diverged, or evaluate.precision is too "
-            "coarse for it: try fp32"
+            f"{path}: {error} ({name}); the training diverged, or evaluate.precision is too coarse "
+            "for it: try fp32"
         ) from None
 
 

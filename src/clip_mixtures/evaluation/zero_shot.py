@@ -141,6 +141,9 @@ def predict(
 
     Returns:
         (N,) int64 in 0..C-1.
+
+    Raises:
+        FloatingPointError: see :func:`rank`.
     """
     return rank(lambda pixels: clip_logits(model, pixels, classifier), model, images, 1)[:, 0]
 
@@ -178,7 +181,7 @@ def rank(
         (N, min(count, C)) int64, best first; of equal ones the first.
 
     Raises:
-        FloatingPointError: for scores that are not finite; they would sort as the best.
+        FloatingPointError: for scores that are not finite; NaN would sort as the best.
     """
     device = _device(model.network)
     best, usable = [], []
@@ -197,7 +200,9 @@ def rank(
 def _check_finite(usable: npt.NDArray[np.bool_]) -> None:
     if not usable.all():
         wrong = int((~usable).sum())
-        raise FloatingPointError(f"{wrong:,} of {len(usable):,} images have scores not finite")
+        raise FloatingPointError(
+            f"{wrong:,} of {len(usable):,} images have scores that are not finite"
+        )
 
 
 def _device(model: Any) -> torch.device:

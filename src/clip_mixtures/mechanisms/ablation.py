@@ -428,7 +428,7 @@ def _judged(
 
 def _digest(image: torch.Tensor) -> bytes:
     """Return what tells an image from others, for a set to hold in place of its pixels."""
-    return hashlib.sha256(image.detach().cpu().double().numpy().tobytes()).digest()
+    return hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).digest()
 
 
 def _check_images(images: torch.Tensor, batch_size: int) -> None:

@@ -13,12 +13,13 @@ held the truth in 19 % of 200 studies, the jackknife in 97 %.
 
 HSIC_1 is unbiased for the class means that it is given; the means themselves are noisy where a
 class has few images, and noise lowers CKA. With w the variance within classes over that between
-them, and m images a class in a domain, CKA is about its value for exact means over
-(1 + w / m_a) (1 + w / m_b). With the same 345 classes in both domains, hence a true CKA of 1, and
-w = 18, a simulation gave 0.80 for 150 images a class in both, 0.62 for 150 and 42, 0.49 for 42 and
-42, and 0.02 for 3 and 3. (In DomainNet's test lists a class has 150 images in quickdraw and real,
-42 in clipart, on average.) So a difference between pairs of domains may be one of numbers of
-images: compare pairs with like numbers, or one pair between networks or layers of like w.
+them, the one spread over directions as the other, and m images a class in a domain, CKA is about
+its value for exact means over (1 + w / m_a) (1 + w / m_b). With the same 345 classes in both
+domains, hence a true CKA of 1, and w = 18, a simulation gave 0.80 for 150 images each, 0.62 for
+150 and 42, 0.49 for 42 and 42, and 0.02 for 3 and 3. (In DomainNet's test lists a class has 150
+images in quickdraw and real, 42 in clipart, on average.) So a difference between pairs of domains
+may be one of numbers of images: compare pairs with like numbers, or one pair between networks or
+layers of like w.
 
 Sources:
     The study, Figure 6a.

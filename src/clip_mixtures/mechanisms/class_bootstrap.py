@@ -5,12 +5,13 @@ the classes, and not the images, are what another study would draw anew. Each re
 many classes as there are, with replacement, and takes all images of a drawn class.
 
 The ends are *expanded percentiles*. With n classes, resamples scatter with (n - 1) / n of the
-variance that they should have, and percentiles take the scatter for known where Student's t is due;
-the interval is too short when classes are few. So the quantiles are taken further out
-(:func:`expanded_tail`), as far as would give Student's interval were the resampled means normal. Of
-20,000 simulated studies of 15 classes with normal values, 95 % intervals held the truth in 94.8 %,
-percentiles in 91.8 %; with exponential values in 92.1 % and 89.0 %. With a hundred classes the two
-hardly differ; with two to four, no resample lies far enough out and the interval is still short.
+variance that they should have, and percentiles treat that scatter as known, though it is estimated
+from the classes; the interval is too short when these are few. So the quantiles are taken further
+out (:func:`expanded_tail`), as far as would give Student's interval were the resampled means
+normal. Of 20,000 simulated studies of 15 classes with normal values, 95 % intervals held the truth
+in 94.8 %, percentiles in 91.8 %; with exponential values in 92.1 % and 89.0 %. With a hundred
+classes the two hardly differ; with two to four, no resample lies far enough out and the interval is
+still short.
 
 Sources:
     Davison, A. C. and Hinkley, D. V. (1997). Bootstrap Methods and their Application. Cambridge

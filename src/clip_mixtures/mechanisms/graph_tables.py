@@ -1,7 +1,6 @@
 """A circuit as a graph and as two tables, of its units and of its edges; neither needs a network.
 
-And how well the effects of many circuits add up, from the table of that. What nodes and edges are
-is said in :mod:`clip_mixtures.mechanisms.graphs`.
+What nodes and edges are is said in :mod:`clip_mixtures.mechanisms.graphs`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ Graph: TypeAlias = "nx.DiGraph[str]"
 
 UNIT_COLUMNS = ["layer", "channel", "rank"]
 EDGE_COLUMNS = ["upstream", "up", "downstream", "down", "weight"]
-# Shares of the errors of completeness at or below the numbers that stand for them.
-_QUARTILES = {"estimate": 0.5, "low": 0.25, "high": 0.75}
 
 
 def unit_name(layer: str, channel: int) -> str:
@@ -56,30 +53,3 @@ def graph_from_tables(units: pd.DataFrame, edges: pd.DataFrame) -> Graph:
     ):
         graph.add_edge(unit_name(upstream, up), unit_name(downstream, down), weight=weight)
     return graph
-
-
-def completeness_quartiles(completeness: pd.DataFrame) -> dict[str, float]:
-    """Return the median and the quartiles of the error of completeness, over layers and circuits.
-
-    The last layer is left out: a cosine does not change along the feature's ray, so that effects
-    sum to zero there and the error is 1 however well the rule integrates (:mod:`attribution`).
-
-    Args:
-        completeness: a row a layer of a circuit, its layers in network order: ``layer`` and
-            ``error``, as of :class:`class_circuits.ClassCircuits`, of one network.
-
-    Returns:
-        ``estimate``, the median, and ``low`` and ``high``, the quartiles; fractions of the change
-        that the effects should sum to.
-
-    Raises:
-        ValueError: fewer than two layers.
-    """
-    layers = completeness["layer"].unique()
-    if len(layers) < 2:
-        raise ValueError(
-            f"errors of completeness of {len(layers)} layers; the last layer does not count, so "
-            "give two or more"
-        )
-    errors = completeness.loc[completeness["layer"] != layers[-1], "error"]
-    return {name: float(errors.quantile(share)) for name, share in _QUARTILES.items()}

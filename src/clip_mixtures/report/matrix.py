@@ -39,7 +39,8 @@ def averaged_over_seeds(summary: Summary, *, reference: str = REFERENCE_DOMAIN) 
         ``seeds`` (number), ``train_images``, ``measure`` (such as "Held-out, sketch", or
         "ImageNet"), ``estimate``, ``low``, ``high`` (fractions, within 0 and 1). With one seed the
         interval is that of the run, over classes and test images; with more it is Student's t over
-        the seeds (:func:`clip_mixtures.evaluation.statistics.mean_over_seeds`).
+        the seeds (:func:`clip_mixtures.evaluation.statistics.mean_over_seeds`), NaN where seeds
+        agree.
 
     Raises:
         UserError: the summary is unusable.
@@ -73,7 +74,7 @@ def summary_over_seeds(summary: Summary) -> list[dict[str, Any]]:
 
     Returns:
         Cells whose balanced accuracies are means over seeds with Student's t intervals, within 0
-        and 1; cells of a single seed as they are.
+        and 1, NaN where seeds agree; cells of a single seed as they are.
     """
     cells = []
     for key in distinct(tuple(cell[name] for name in GROUP_KEYS) for cell in summary):
@@ -164,7 +165,7 @@ def _over(seeds: list[int]) -> str:
     if seeds == [1]:
         over = "over classes and test images, of one run"
     else:
-        over = "over seeds (Student's t)"
+        over = "over seeds (Student's t; none where seeds agree)"
         if 1 in seeds:
             over += "; of a single seed, over classes and test images"
     return f"Accuracy in percent, averaged over classes; in brackets its 95 % interval {over}."

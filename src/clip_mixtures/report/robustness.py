@@ -202,12 +202,12 @@ def images_of(one: pd.Series, tested: Sequence[pd.Series]) -> str:
         tested: a row of every set, this one included.
     """
     name = f"{int(one['out_images']):,} held-out images"
-    alike = [
-        other
+    lists = {
+        other["held_out_list"]
         for other in tested
-        if all(other[key] == one[key] for key in TESTED if key != "held_out_list")
-    ]
-    return name if len(alike) == 1 else f"{name} of list {one['held_out_list'] + 1}"
+        if all(other[key] == one[key] for key in ("test_domain", "out_images"))
+    }
+    return name if len(lists) == 1 else f"{name} of list {one['held_out_list'] + 1}"
 
 
 def _numbers(row: Mapping[Hashable, Any]) -> list[Entry]:
@@ -232,7 +232,8 @@ def line_of(
         part: rows of :func:`robustness_of_cells` that were tested on the same images.
         at: in-distribution accuracies, fractions, shape (k,).
         resamples: of the bootstrap.
-        seed: of the bootstrap; with those of the table, band and intervals belong together.
+        seed: of the bootstrap; with those of the table, the band is the line's part of its
+            intervals.
 
     Returns:
         ``in_distribution`` (as given), ``predicted``, ``low``, ``high``; None where there is no

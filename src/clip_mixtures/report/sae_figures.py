@@ -106,7 +106,9 @@ def sae_training_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def sharing_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def sharing_matrices(
+    tables: Mapping[str, pd.DataFrame], *, resamples: int = 1000, seed: int = 0
+) -> Figure:
     """Draw what every two domains share of the units, a mean over classes, a panel a run.
 
     Args:
@@ -114,6 +116,8 @@ def sharing_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
             ``clip_mixtures.mechanisms.sharing.sharing_table``: columns ``class``, ``domain_a``,
             ``domain_b``, ``shared`` and ``chance``. Of the two orders of a pair one is enough, and
             a domain with itself is left out.
+        resamples: of the bootstrap over classes.
+        seed: of the bootstrap.
 
     Returns:
         The lower half of each matrix on one scale, with the mean and its 95 % bootstrap interval
@@ -125,7 +129,7 @@ def sharing_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
             with different values or not in every class.
     """
     check_tables(tables, _SHARING, "sharing of")
-    means = {run: _means_over_classes(run, table) for run, table in tables.items()}
+    means = {run: _means_over_classes(run, table, resamples, seed) for run, table in tables.items()}
     highest = common_scale(means.values(), "shared")
     domains = max(len(pair_names(table)) for table in means.values())
     width = _TITLE_WIDTH if domains > _FEW_DOMAINS else _NARROW_TITLE
@@ -137,7 +141,7 @@ def sharing_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
         for ax, (run, table) in zip(axes, means.items(), strict=True):
             draw_pair_matrix(ax, table, "shared", highest)
             ax.set_title(titles[run])
-        add_colour_bar(figure, axes, "Share of units in common (by chance)")
+        add_colour_bar(figure, axes, "Share of units in common")
     return figure
 
 
@@ -294,7 +298,7 @@ def _make_logarithmic(ax: Axes, factor: float) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _means_over_classes(run: str, table: pd.DataFrame) -> pd.DataFrame:
+def _means_over_classes(run: str, table: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """Average each pair once: domain_a, domain_b, shared with its ends low and high, chance."""
     names, classes = pair_names(table), distinct(table["class"])
     by_pair: dict[tuple[Any, ...], dict[Any, float]] = {}
@@ -320,7 +324,9 @@ def _means_over_classes(run: str, table: pd.DataFrame) -> pd.DataFrame:
                 f"{pair[1]!r}; compute it again"
             )
         values = np.array([by_class[name] for name in classes], dtype=np.float64)
-        interval = bootstrap_over_classes(values, np.arange(len(values)))
+        interval = bootstrap_over_classes(
+            values, np.arange(len(values)), resamples=resamples, seed=seed
+        )
         found.append((*pair, interval.estimate, interval.low, interval.high, chances[pair]))
     columns = ["domain_a", "domain_b", "shared", "low", "high", "chance"]
     return pd.DataFrame(found, columns=columns)

@@ -163,14 +163,14 @@ def headline(
     for the same test domain, held-out classes and model, each averaged over mixtures of the kind
     and seeds, and then averaged over test domains, lists of classes and models; so a kind that was
     trained on easier domains only gains nothing by it. The gap is that of the CG mixtures, which
-    know the test domain, from seen to held-out classes in it; less the same difference in natural
-    images, where nothing is held out, so that it is none of harder classes. Where natural images
-    are the test domain there is none.
+    know the test domain, from seen to held-out classes in it. From it the same difference in
+    natural images is taken, where nothing is held out: classes that are harder in themselves make
+    no gap. A cell whose test domain is natural images has none.
 
     Args:
         summary: the cells, see the module's docstring.
         kinds: the kind of each mixture: ``natural_only``, ``leave_out_domain``,
-            ``cg_low_diversity`` or ``cg_high_diversity``. Without it there are no gains.
+            ``cg_low_diversity`` or ``cg_high_diversity``. Without it there are no gains and no gap.
         held_out: the class ids that each mixture holds out; without it, the same for all.
         informed: mixtures that train on held-out images (upper bounds and interpolations); they
             count as cells, and in no other number.
@@ -188,10 +188,11 @@ def headline(
     """
     frame = cells_frame(summary)
     frame = frame[(frame["average"] == AVERAGE) & ~frame["mixture"].isin(list(informed))]
-    lists = distinct((held_out or {}).get(mixture) for mixture in frame["mixture"])
+    lists = [(held_out or {}).get(mixture) for mixture in frame["mixture"]]
+    different = distinct(lists)
     frame = frame.assign(
         kind=[(kinds or {}).get(mixture, "") for mixture in frame["mixture"]],
-        list=[lists.index((held_out or {}).get(mixture)) for mixture in frame["mixture"]],
+        held_out_list=[different.index(one) for one in lists],
     )
     cells, natural = (_groups_in(frame, one) for one in (frame["test_domain"], reference))
     numbers = {
@@ -266,7 +267,7 @@ def escaped(text: object) -> str:
 
 def _groups_in(frame: pd.DataFrame, domain: str | pd.Series) -> pd.DataFrame:
     """Put the accuracies on both groups of classes in a domain side by side, a row a run."""
-    keys = ["run", "mixture", "model", "seed", "test_domain", "kind", "list"]
+    keys = ["run", "mixture", "model", "seed", "test_domain", "kind", "held_out_list"]
     part = frame[frame["domain"] == domain].set_index([*keys, "group"])["estimate"]
     cells = part.unstack("group").reindex(columns=["held_out", "seen"])
     return cells.reset_index().set_index("run", drop=False)
@@ -280,7 +281,7 @@ def _gap(cells: pd.DataFrame, natural: pd.DataFrame) -> float:
 
 def _gains(cells: pd.DataFrame) -> dict[str, float]:
     means = (
-        cells.groupby(["test_domain", "list", "model", "kind"])["held_out"]
+        cells.groupby(["test_domain", "held_out_list", "model", "kind"])["held_out"]
         .mean()
         .unstack("kind")
         .reindex(

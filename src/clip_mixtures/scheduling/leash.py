@@ -23,8 +23,8 @@ from typing import IO, Any
 
 # Time to put things in order, between being asked to terminate and being killed.
 GRACE_SECONDS = 10.0
-# A signal is sent before it is delivered. Killing takes an instant, but what nobody takes note of
-# stays in its group, as in a container whose first process does not look after orphans.
+# A signal is sent before it is delivered, so the end is waited for: an instant as a rule. Processes
+# that nobody reaps stay in their group for good, as where a container's first one cares for none.
 _DYING_SECONDS = 2.0
 _CANNOT_RUN = 127  # as shells have it
 

@@ -28,10 +28,13 @@ class _Screen:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
 
-    def isatty(self) -> bool:
-        return sys.stderr.isatty()
+    @property
+    def encoding(self) -> str:
+        """By which tqdm chooses what it draws a bar with."""
+        return sys.stderr.encoding or "ascii"
 
     def fileno(self) -> int:
+        """Where tqdm asks how wide the screen is."""
         return sys.stderr.fileno()
 
 
@@ -46,7 +49,10 @@ class Telling:
 
     def __init__(self, count: int, unit: str, begins: re.Pattern[str]) -> None:
         self._screen = _Screen()
-        self._bar = tqdm(total=count, desc=f"{unit}s", unit=unit, file=self._screen)
+        # Told to, tqdm measures a screen that is not standard error's own object.
+        self._bar = tqdm(
+            total=count, desc=f"{unit}s", unit=unit, file=self._screen, dynamic_ncols=True
+        )
         self._begins = begins
         self._followed: dict[str, Follower] = {}
         # Its own: a screen that takes no more must not keep anybody from ending commands.

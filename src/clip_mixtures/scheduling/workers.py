@@ -93,8 +93,8 @@ def places(workers: int | None, gpus_per_worker: int, waiting: int) -> list[Plac
         waiting: commands; no more workers than these.
 
     Raises:
-        UserError: when there are not that many GPUs (or none) or cores, or a worker has fewer GPUs
-            than NPROC processes.
+        UserError: when there are fewer GPUs or cores than that, or a worker has fewer GPUs than
+            NPROC processes.
     """
     cores, gpus = _cores(), _gpus()
     processes = _processes(os.environ.get("NPROC"))
