@@ -73,7 +73,7 @@ def measures_table(measured: pd.DataFrame) -> Table:
     differs = set()
     for measure, of in parts:
         rows = (measured["measure"] == measure) & (measured["of"] == of)
-        chances = {f"{chance:.2f}" for chance in measured.loc[rows, "chance"].dropna()}
+        chances = {_chance(chance) for chance in measured.loc[rows, "chance"].dropna()}
         if len(chances) > 1:
             differs.add((measure, of))
         beside = f" (chance {chances.pop()})" if len(chances) == 1 else ""
@@ -99,8 +99,13 @@ def _measure(found: Mapping[Any, Any] | None, with_chance: bool) -> Entry:
         return Entry(MISSING)
     note = "" if pd.isna(found["low"]) else f"[{found['low']:.2f}, {found['high']:.2f}]"
     if with_chance and not pd.isna(found["chance"]):
-        note = f"{note} chance {found['chance']:.2f}".strip()
+        note = f"{note} chance {_chance(found['chance'])}".strip()
     return Entry(f"{found['estimate']:.2f}", round(float(found["estimate"]), 6), note)
+
+
+def _chance(level: float) -> str:
+    """Write a chance level with two digits, and one that they would make nothing of as such."""
+    return "below 0.01" if 0 < level < 0.005 else f"{level:.2f}"
 
 
 def _words(name: str) -> str:

@@ -36,6 +36,17 @@ def test_a_chance_level_of_all_runs_stands_in_the_heading() -> None:
     assert [row[1].note for row in table.rows] == ["[0.35, 0.39]", "[0.33, 0.37]"]
 
 
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [((0.0034, 0.0037), "below 0.01"), ((0.0, 0.0), "0.00"), ((0.0051, 0.0149), "0.01")],
+)
+def test_a_chance_level_that_is_small_is_not_said_to_be_none(
+    levels: tuple[float, float], said: str
+) -> None:
+    table = explained.measures_table(measured(levels))
+    assert table.columns[1].name == f"Sharing, test domain (chance {said})"
+
+
 def test_chance_levels_that_differ_stand_beside_each_number() -> None:
     table = explained.measures_table(measured((0.2, 0.18)))
     assert table.columns[1].name == "Sharing, test domain"
