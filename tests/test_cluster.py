@@ -792,7 +792,7 @@ def test_a_dry_run_does_without_a_cluster_that_does_not_answer(
     found = cluster("submit", "--dry-run")
     squeue.unlink()
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("without SLURM (squeue: squeue: fatal: no controller")
+    assert found.stdout.startswith("without SLURM (squeue: fatal: no controller")
     assert "#SBATCH --array=0-1%2" in found.stdout
 
 
